@@ -1,0 +1,1 @@
+"""checkly-etl: copies Checkly's test sessions into a SQL warehouse before they are deleted."""

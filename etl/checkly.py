@@ -1,0 +1,513 @@
+"""The Checkly API client: what to ask, how to wait, when to try again, and what each answer means.
+
+Hides HTTP: callers get checked JSON documents or an error of our tree. Trusts the network with nothing:
+
+- `timeout` is a deadline over a whole exchange, connecting and body included. (`requests`' own timeouts are
+  per read: a server that sends a byte a second would hold a worker for ever.)
+- A body larger than `max_body`, counted after decompression, is refused while it is read.
+- Redirects are errors (`requests` would follow them with `x-checkly-account` still set), `.netrc` is never
+  read (it would replace our Authorization header), cookies are not kept; proxies and CA bundles come from
+  the environment, looked up once.
+- Short retries (seconds, with jitter) happen here; long ones (minutes) are the queue's business.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.parse import urlencode
+
+import msgspec
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from etl import documents
+from etl.documents import Document
+from etl.errors import (
+    AccessDenied,
+    ApiDown,
+    ApiUnavailable,
+    ConfigError,
+    EtlError,
+    Forbidden,
+    Interrupted,
+    PayloadError,
+    RateLimited,
+    Rejected,
+    TestSessionNotFound,
+)
+
+PAGE_SIZE = 100  # the API's maximum for every list
+TRIES = 4
+FIRST_BACKOFF = 0.5  # seconds; doubles
+LONGEST_RETRY_AFTER = 30.0  # of a 5xx; a longer wish is left to the queue
+LONGEST_PAUSE = 300.0  # of a 429; a longer one ends the pass
+
+_RETRIED_STATUSES = frozenset({408, 500, 502, 503, 504})
+_CHUNK = 64 * 1024
+
+
+class Pace(Protocol):
+    """The rate budget as the client uses it: implemented over the warehouse by the pipeline."""
+
+    def acquire(self) -> None:
+        """Return when one call may be made. Raises RateLimited or Interrupted instead of waiting too long."""
+
+    def pause(self, seconds: float | None) -> None:
+        """The API answered 429, with this Retry-After."""
+
+    def answered(self) -> None:
+        """The API answered something else."""
+
+
+@dataclass(slots=True)
+class Calls:
+    """What the client did, for `etl_runs`. Thread-safe only as far as the interpreter's `+=` under `lock`."""
+
+    requests: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of `GET /v1/test-sessions`: list entries as received."""
+
+    entries: list[Document]
+    number: int
+    is_last: bool
+
+
+class _ListDocument(msgspec.Struct):
+    entries: list[msgspec.Raw]
+    next_id: str | None = msgspec.field(default=None, name="nextId")
+
+
+class Client:
+    """One account's view of the API. Thread-safe; close it when done.
+
+    Every method raises AccessDenied (401, or the whole account refused), ApiUnavailable (after short retries),
+    RateLimited, Interrupted; the others as each says.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        account_id: str,
+        api_key: str,
+        user_agent: str,
+        timeout: float,
+        max_body: int,
+        pace: Pace,
+        stop: threading.Event,
+        connections: int,
+    ) -> None:
+        self.api_url = api_url
+        self.account_id = account_id
+        self.calls = Calls()
+        self._timeout = timeout
+        self._max_body = max_body
+        self._pace = pace
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._account_is_allowed: bool | None = None
+        self._headers = {
+            "Authorization": f"Bearer {api_key}",
+            "x-checkly-account": account_id,
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": user_agent,
+        }
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.mount("http://", _DeadlineAdapter(pool_maxsize=connections))
+        self._session.mount("https://", _DeadlineAdapter(pool_maxsize=connections))
+        self._proxies = get_environ_proxies(api_url)
+        self._verify = _ca_bundle()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    # --- test sessions ---
+
+    def fetch_test_session(self, test_session_id: str) -> Document:
+        """`GET /v1/test-sessions/{testSessionId}`.
+
+        Raises TestSessionNotFound, Forbidden, Rejected, PayloadError. The document may be of another id:
+        normalization checks that.
+        """
+        what = f"test session {test_session_id}"
+        try:
+            return self._get(f"/v1/test-sessions/{test_session_id}", {}, what)
+        except Forbidden:
+            self._tell_apart(what)
+            raise
+
+    def list_test_sessions(self, *, since: datetime, until: datetime | None = None) -> Iterator[Page]:
+        """`GET /v1/test-sessions`, page by page: sessions created from `since` (inclusive) to `until` (exclusive).
+
+        Raises Rejected with status 402 as `PlanLacksList`; a cursor that repeats ends the walk with
+        ApiUnavailable, because the rest of the list cannot be reached.
+        """
+        params: dict[str, str] = {"limit": str(PAGE_SIZE), "from": str(int(since.timestamp()))}
+        if until is not None:
+            # Both are whole seconds at the API: rounded outwards, so that nothing falls between.
+            params["to"] = str(-int(-until.timestamp() // 1))
+        seen: set[str] = set()
+        number = 0
+        while True:
+            number += 1
+            what = f"list of test sessions, page {number}"
+            document = self._list(params, what)
+            listed = documents.decode(document, _ListDocument)
+            entries = [documents.known(bytes(raw)) for raw in listed.entries]
+            cursor = listed.next_id or None
+            yield Page(entries, number, is_last=cursor is None)
+            if cursor is None:
+                return
+            if cursor in seen:
+                raise ApiUnavailable(
+                    f"{what}: the cursor repeats, so the list never ends; the API at {self.api_url} misbehaves",
+                    kind="cursor",
+                )
+            seen.add(cursor)
+            params["nextId"] = cursor
+
+    def check_access(self) -> None:
+        """One short call: does the API answer, and is the account let in? Raises PlanLacksList for a 402."""
+        self._list({"limit": "1"}, "list of test sessions", tries=1)
+
+    def is_answering(self) -> bool:
+        """Does the API answer at all? For telling an outage from bad documents."""
+        try:
+            self.check_access()
+        except (ApiUnavailable, ApiDown):
+            return False
+        except EtlError:
+            return True  # a refusal is an answer
+        return True
+
+    def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
+        try:
+            return self._get("/v1/test-sessions", params, what, tries=tries)
+        except Forbidden as error:
+            raise AccessDenied(
+                f"the API refuses account {self.account_id} (403); check CHECKLY_ACCOUNT_ID and that the key "
+                "belongs to that account"
+            ) from error
+        except TestSessionNotFound as error:
+            raise ApiDown(
+                f"{self.api_url} answered 404 to the list of test sessions: this is not the Checkly API; "
+                "check CHECKLY_API_URL"
+            ) from error
+
+    def _tell_apart(self, what: str) -> None:
+        """After a 403 on one document: is it the document or the account? Asked once."""
+        with self._lock:
+            if self._account_is_allowed is None:
+                with suppress(PlanLacksList):  # the plan says nothing about who may come in
+                    self._list({"limit": "1"}, what)
+                self._account_is_allowed = True
+
+    # --- error groups ---
+
+    def fetch_error_group(self, error_group_id: str) -> Document:
+        """`GET /v1/test-session-error-groups/{id}`. Raises TestSessionNotFound, Forbidden, Rejected, PayloadError."""
+        return self._get(f"/v1/test-session-error-groups/{error_group_id}", {}, f"error group {error_group_id}")
+
+    def list_error_groups(self) -> Iterator[list[Document]]:
+        """`GET /v1/test-session-error-groups`, page by page; a page that is not full is the last."""
+        number = 0
+        while True:
+            number += 1
+            params = {"limit": str(PAGE_SIZE), "page": str(number)}
+            document = self._get("/v1/test-session-error-groups", params, f"list of error groups, page {number}")
+            raw = documents.decode(document, list[msgspec.Raw])
+            yield [documents.known(bytes(item)) for item in raw]
+            if len(raw) < PAGE_SIZE:
+                return
+
+    # --- one call ---
+
+    def _get(self, path: str, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
+        """One document, with short retries. No try begins later than `timeout` after the first."""
+        url = f"{self.api_url}{path}" + (f"?{urlencode(params)}" if params else "")
+        began = time.monotonic()
+        throttled_since: float | None = None
+        failures = 0
+        while True:
+            self._pace.acquire()
+            with self._lock:
+                self.calls.requests += 1
+                self.calls.retries += failures > 0 or throttled_since is not None
+            try:
+                document = self._exchange(url, what)
+            except _Throttled as error:
+                throttled_since = throttled_since or time.monotonic()
+                self._pace.pause(error.retry_after)
+                if time.monotonic() - throttled_since > LONGEST_PAUSE:
+                    raise RateLimited(
+                        f"{what}: the API has answered 429 for {LONGEST_PAUSE:.0f} s; try again later",
+                        seconds=LONGEST_PAUSE,
+                    ) from None
+                continue
+            except _Failed as error:
+                failures += 1
+                wait = error.retry_after
+                if wait is None:
+                    wait = FIRST_BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
+                if (
+                    not error.is_passing
+                    or failures >= tries
+                    or wait > LONGEST_RETRY_AFTER
+                    or time.monotonic() + wait - began > self._timeout
+                ):
+                    tried = f" ({failures} tries)" if failures > 1 else ""
+                    raise ApiUnavailable(f"{what}: {error.reason}{tried}", kind=error.kind) from None
+                if self._stop.wait(wait):
+                    raise Interrupted(f"{what}: stopped while waiting to try again") from None
+                continue
+            self._pace.answered()
+            return document
+
+    def _exchange(self, url: str, what: str) -> Document:
+        """One request and its answer. The one place where the HTTP libraries' errors become ours."""
+        request = requests.Request("GET", url, headers=self._headers).prepare()
+        try:
+            response = self._session.send(
+                request,
+                stream=True,
+                allow_redirects=False,
+                # A total: urllib3 gives what connecting leaves of it to the response, which keeps it as a deadline.
+                timeout=urllib3.Timeout(total=self._timeout),  # type: ignore[arg-type]
+                proxies=self._proxies,
+                verify=self._verify,
+            )
+            with response:
+                if response.status_code != 200:
+                    self._refuse(response, what)
+                body = self._read(response, what)
+        except requests.exceptions.SSLError as error:
+            raise _Failed(f"TLS failed: {_cause(error)}", is_passing=False) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise _Failed(self._explain(error)) from error
+        try:
+            return documents.read(body)
+        except documents.NotJson as error:
+            raise _Failed(f"answered 200 with a body that is {error}", kind="unreadable") from None
+
+    def _read(self, response: requests.Response, what: str) -> bytes:
+        declared = response.headers.get("Content-Length", "")
+        too_large = PayloadError("$", f"the body is over {self._max_body} bytes (checkly.max_body)")
+        if declared.isascii() and declared.isdigit() and int(declared) > self._max_body:
+            raise too_large
+        body = bytearray()
+        try:
+            for chunk in response.raw.stream(_CHUNK, decode_content=True):
+                body += chunk
+                if len(body) > self._max_body:
+                    raise too_large
+        except (urllib3.exceptions.ProtocolError, urllib3.exceptions.DecodeError) as error:
+            raise _Failed(f"the body was cut short: {_cause(error)}", kind="unreadable") from error
+        return bytes(body)
+
+    def _refuse(self, response: requests.Response, what: str) -> NoReturn:
+        """Turn any status but 200 into an error. The body says nothing that we could pass on."""
+        status = response.status_code
+        if status == 401:
+            raise AccessDenied(
+                "the API refuses the key (401); check CHECKLY_API_KEY, or make a new one at "
+                "https://app.checklyhq.com/settings/user/api-keys"
+            )
+        if status == 402:
+            raise PlanLacksList(f"{what}: the account's plan does not allow it (402)")
+        if status == 403:
+            raise Forbidden(f"{what}: the API refuses access (403)")
+        if status in (404, 410):
+            raise TestSessionNotFound(f"{what}: Checkly does not have it, or no longer ({status})")
+        if status == 429:
+            raise _Throttled(retry_after(response.headers.get("Retry-After")))
+        if status in _RETRIED_STATUSES:
+            raise _Failed(f"the API answered {status}", retry_after(response.headers.get("Retry-After")))
+        if status == 407:
+            raise _Failed("the proxy wants a password (407)", is_passing=False)
+        if 400 <= status < 500:
+            raise Rejected(f"{what}: the API rejects the request ({status})")
+        if 300 <= status < 400:
+            raise _Failed(
+                f"{self.api_url} answered {status}: redirects are not followed; check CHECKLY_API_URL",
+                is_passing=False,
+            )
+        raise _Failed(f"the API answered {status}", is_passing=status >= 500)
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, requests.exceptions.ProxyError):
+            return f"the proxy to {self.api_url} cannot be used: {_cause(error)}"
+        if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) or isinstance(
+            _root(error), TimeoutError
+        ):
+            return f"{self.api_url} did not answer within {self._timeout:g} s"
+        return f"{self.api_url} cannot be reached: {_cause(error)}"
+
+
+class PlanLacksList(Rejected):
+    """402: the account's plan lacks this part of the API."""
+
+    kind = "plan"
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, in either form (seconds, or an HTTP date); None if there is none.
+
+    https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Retry-After
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return min(max(0.0, seconds), 86_400.0) if seconds == seconds else None
+
+
+# --- faults inside of one call: never seen outside of this file -----------------------------------------------
+
+
+class _Failed(Exception):
+    def __init__(
+        self,
+        reason: str,
+        retry_after: float | None = None,
+        *,
+        kind: str = "unavailable",
+        is_passing: bool = True,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after, self.kind, self.is_passing = reason, retry_after, kind, is_passing
+
+
+class _Throttled(Exception):
+    def __init__(self, retry_after: float | None) -> None:
+        super().__init__("429")
+        self.retry_after = retry_after
+
+
+def _root(error: BaseException) -> BaseException:
+    """The innermost error: libraries wrap in `reason`, `args` and `__context__`."""
+    for _ in range(10):
+        inner = getattr(error, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((item for item in error.args if isinstance(item, BaseException)), None)
+        if inner is None:
+            return error
+        error = inner
+    return error
+
+
+def _cause(error: Exception) -> str:
+    # Only the innermost error's own words: the outer ones repeat the URL, the proxy's with its password.
+    root = _root(error)
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
+    if isinstance(root, urllib3.exceptions.IncompleteRead):
+        return "the connection ended early"
+    text = str(root.args[0]) if root.args and isinstance(root.args[0], str) else type(root).__name__
+    return text.split(": ", 1)[-1][:200] if "object at 0x" in text else text[:200]
+
+
+def _ca_bundle() -> str | bool:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        path = os.environ.get(name)
+        if path:
+            if not Path(path).exists():
+                raise ConfigError(f"{name}: there is no file {path}")
+            return path
+    return True
+
+
+# --- a deadline over a whole response ---------------------------------------------------------------------------
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads from the socket until the deadline, however slowly the bytes come."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
+        self._sock, self._raw, self._deadline = sock, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("deadline")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineResponse(http.client.HTTPResponse):
+    """What is left of the total when the response begins is the deadline for all of it, headers and body."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        left = sock.gettimeout()
+        if left is not None:
+            raw = self.fp.detach()
+            self.fp = io.BufferedReader(_DeadlineReader(sock, raw, time.monotonic() + left))
+
+
+class _Connection(HTTPConnection):
+    response_class = _DeadlineResponse
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _DeadlineResponse
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        return manager

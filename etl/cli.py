@@ -1,0 +1,675 @@
+"""The command line: commands, exit codes, and the composition root.
+
+Hides argparse and how the pieces are put together. A command is one function below; what it imports, it imports
+itself, so that `--help` costs nothing. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError
+from etl.terminal import Bar, Redactor, set_up_logging
+
+if TYPE_CHECKING:
+    from etl.config import Settings
+    from etl.database import Database
+    from etl.pipeline import Etl, Outcome
+
+Arguments = argparse.Namespace
+HARD_STOP = 3.0  # seconds after `schedule.grace` in which a signalled process is over at the latest
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit code. Errors of ours become a message on stderr, never a traceback."""
+    redactor = Redactor()
+    wants_json = "--json" in argv
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.redactor = redactor
+        _set_up_terminal(arguments)
+        code: int = arguments.command_function(arguments)
+    except ConfigError as error:
+        return _failed(error.problems, error.exit_code, redactor, wants_json)
+    except EtlError as error:
+        return _failed([str(error)], error.exit_code, redactor, wants_json)
+    except _Signalled as signalled:
+        return 128 + signalled.number
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): not an error, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return code
+
+
+def _failed(problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool) -> int:
+    for problem in problems:
+        print(redactor.hide(f"checkly-etl: {problem}"), file=sys.stderr)
+    if wants_json:
+        _print_json({"outcome": "failed", "error": redactor.hide("; ".join(problems)), "exit_code": exit_code})
+    return exit_code
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def _migrate(arguments: Arguments) -> int:
+    from etl import schema
+
+    settings = _settings(arguments)
+    with _database(settings, create=True, check=False) as database:
+        changed = schema.migrate(database)
+        print(f"{'migrated' if changed else 'already current'}: {database.name}")
+    return EXIT_OK
+
+
+def _sync(arguments: Arguments) -> int:
+    from etl import pipeline
+
+    with _etl(arguments, max_time=arguments.max_time) as (etl, signalled):
+        outcome = pipeline.sync(etl)
+        _warn_of_loss(etl, outcome)
+    return _report(arguments, "sync", outcome, signalled)
+
+
+def _backfill(arguments: Arguments) -> int:
+    from etl import pipeline
+    from etl.database import now
+
+    with _etl(arguments) as (etl, signalled):
+        with etl.database.reading() as connection:
+            moment = now(connection)
+        since, until = _range(arguments, moment)
+        if arguments.plan:
+            return _print_plan(
+                arguments, pipeline.plan_backfill(etl, since=since, until=until, force=arguments.force)
+            )
+        outcome = pipeline.backfill(
+            etl, since=since, until=until, newest_first=arguments.newest_first, force=arguments.force
+        )
+    return _report(arguments, "backfill", outcome, signalled)
+
+
+def _enqueue(arguments: Arguments) -> int:
+    from etl import inbox, session_queue
+
+    ids: list[str] = []
+    problems: list[str] = []
+    sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
+    if not sources:
+        raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
+    for source in sources:
+        try:
+            found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read())) if source == "-" else None
+            found = inbox.read_argument(source) if found is None else found
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not found:
+            shown = "stdin" if source == "-" else repr(source[:100])
+            problems.append(f"{shown} holds no test session id (nor is it a file that does)")
+        ids += found
+    settings = _settings(arguments)
+    with _database(settings) as database:
+        queued, refused = database.run(lambda c: session_queue.enqueue(c, ids, force=arguments.force))
+    if arguments.json:
+        exit_code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+        _print_json({"queued": queued, "discarded": refused, "problems": problems, "exit_code": exit_code})
+    else:
+        print(f"{queued} queued")
+    for id_ in refused:
+        print(f"checkly-etl: {id_} was discarded and stays so; queue it all the same with --force", file=sys.stderr)
+    for problem in problems:
+        print(f"checkly-etl: {problem}", file=sys.stderr)
+    return EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+
+
+def _status(arguments: Arguments) -> int:
+    from etl import session_queue, warehouse
+
+    settings = _settings(arguments)
+    with _database(settings) as database, database.reading() as connection:
+        status: dict[str, Any] = {
+            "warehouse": database.name,
+            "test_sessions": warehouse.count_test_sessions(connection),
+            "freshness": warehouse.freshness(connection),
+            "queue": session_queue.count_states(connection),
+            "dead": [_as_dict(letter) for letter in session_queue.dead_letters(connection)[:20]],
+            "stale": warehouse.stale_test_sessions(connection),
+            "runs": warehouse.last_runs(connection),
+            "drift": warehouse.drift(connection),
+        }
+    if arguments.json:
+        _print_json(status)
+    else:
+        _print_status(status)
+    return EXIT_OK
+
+
+def _dead(arguments: Arguments) -> int:
+    from etl import session_queue
+
+    action = arguments.action
+    ids = _ids_of(arguments.ids)
+    if action in ("retry", "discard") and not ids and not arguments.all:
+        raise ConfigError(f"dead {action} needs ids, or --all")
+    if action == "show" and not ids:
+        raise ConfigError("dead show needs an id; see: checkly-etl dead list")
+    settings = _settings(arguments)
+    with _database(settings) as database:
+        if action in ("list", "show"):
+            with database.reading() as connection:
+                letters = session_queue.dead_letters(connection, ids=ids or None)
+            _print_dead(arguments, letters)
+        else:
+            verb = session_queue.revive if action == "retry" else session_queue.discard
+            with database.writing() as connection:
+                letters = session_queue.dead_letters(connection, ids=ids or None)
+                count = verb(connection, ids or None)
+            done = "queued again" if action == "retry" else "discarded"
+            if arguments.json:
+                _print_json({done.replace(" ", "_"): count})
+            else:
+                print(f"{count} {done}")
+    missing = set(ids) - {letter.test_session_id for letter in letters}
+    for id_ in sorted(missing):
+        print(f"checkly-etl: {id_} is no dead letter; see: checkly-etl dead list", file=sys.stderr)
+    return EXIT_USAGE if missing else EXIT_OK
+
+
+def _replay(arguments: Arguments) -> int:
+    from etl import pipeline
+
+    with _etl(arguments) as (etl, signalled):
+        outcome = pipeline.replay(etl)
+    return _report(arguments, "replay", outcome, signalled)
+
+
+def _doctor(arguments: Arguments) -> int:
+    from etl import doctor
+
+    settings = _settings(arguments)
+    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
+    findings = [doctor.Finding("settings", EXIT_OK, f"read from {source}")]
+    findings += doctor.examine(settings, _user_agent())
+    for finding in findings:
+        mark = {EXIT_OK: "ok", EXIT_WARNING: "warning"}.get(finding.exit_code, "FAILED")
+        print(arguments.redactor.hide(f"{mark:8} {finding.what}: {finding.text}"))
+    codes = {finding.exit_code for finding in findings}
+    return next(code for code in (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_WARNING, EXIT_OK) if code in codes)
+
+
+def _simulate(arguments: Arguments) -> int:
+    from etl.simulator import Simulator, World
+
+    now = arguments.now
+    world = World(seed=arguments.seed, now=now)
+    try:
+        simulator = Simulator(
+            world,
+            host=arguments.host,
+            port=arguments.port,
+            api_key=arguments.api_key or None,
+            rate_limit=arguments.rate_limit,
+        )
+    except OSError as error:
+        raise ConfigError(f"{arguments.host}:{arguments.port} cannot be used: {error.strerror or error}") from error
+    print(f"A simulated Checkly API answers at {simulator.url}")
+    print(f"  export CHECKLY_API_URL={simulator.url} CHECKLY_ACCOUNT_ID={simulator.account_id}")
+    key = "the key that --api-key gave" if arguments.api_key else "anything"
+    print(f"  export CHECKLY_API_KEY=...   ({key})", flush=True)
+    simulator.serve_forever()
+    return EXIT_OK
+
+
+def _demo(arguments: Arguments) -> int:
+    from etl import demo, pipeline
+
+    outcome = demo.run(lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), _user_agent())
+    for problem in [*outcome.failures, *outcome.warnings]:
+        print(f"checkly-etl: {problem}", file=sys.stderr)
+    return outcome.exit_code
+
+
+# --- the composition root ---------------------------------------------------------------------------------------
+
+
+def _settings(arguments: Arguments) -> Settings:
+    from urllib.parse import unquote
+
+    from etl import config
+
+    settings = config.load(arguments.config, os.environ)
+    url = settings.warehouse.url.reveal()
+    password = url.split("://", 1)[-1].rpartition("@")[0].partition(":")[2]
+    secrets = {settings.checkly.api_key.reveal(), password, unquote(password)}
+    secrets |= {account.api_key.reveal() for account in settings.checkly.accounts}
+    secrets |= {settings.observe.token.reveal() if settings.observe.token else ""}
+    for name, value in os.environ.items():
+        if name.lower().endswith("_proxy") and "@" in value:
+            secrets.add(value.split("://", 1)[-1].rpartition("@")[0].partition(":")[2])
+    arguments.redactor.learn(secrets)
+    return settings
+
+
+@contextmanager
+def _database(settings: Settings, *, create: bool = False, check: bool = True) -> Iterator[Database]:
+    from etl import schema
+    from etl.database import Database
+
+    database = Database(
+        settings.warehouse.url.reveal(),
+        schema=settings.warehouse.schema,
+        create=create,
+        connections=settings.export.concurrency + 4,
+    )
+    try:
+        if check:
+            with database.reading() as connection:
+                schema.check_current(connection)
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator[tuple[Etl, _Signals]]:
+    """Everything that a long command needs; a signal or the end of `max_time` makes it stop soon."""
+    from etl.pipeline import Etl, Silent
+
+    settings = _settings(arguments)
+    if arguments.command != "replay":
+        settings.require_accounts()  # before anything is touched
+    with _database(settings) as database:
+        etl = Etl(settings, database, user_agent=_user_agent(), progress=arguments.bar or Silent())
+        timer = threading.Timer(max_time.total_seconds(), etl.stop.set) if max_time else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            with _Signals(etl.stop, settings.schedule.grace.total_seconds()) as signals:
+                yield etl, signals
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+class _Signalled(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM sets `stop`, a second one ends the process at once."""
+
+    def __init__(self, stop: threading.Event, grace: float) -> None:
+        self._stop, self._grace = stop, grace
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        self._stop.set()
+        # A call that hangs must not hold the process: its claims are given back by the next run of this machine.
+        timer = threading.Timer(self._grace + HARD_STOP, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+
+
+def _raise_signalled(number: int, _frame: object) -> NoReturn:
+    raise _Signalled(number)
+
+
+def _user_agent() -> str:
+    return f"checkly-etl/{_version()}"
+
+
+def _version() -> str:
+    try:
+        return version("checkly-etl")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+checkout"
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------
+
+
+def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Signals) -> int:
+    exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
+    error = arguments.redactor.hide(outcome.error) if outcome.error else None
+    if arguments.json:
+        _print_json(
+            {"command": command, "outcome": outcome.word, "error": error, "exit_code": exit_code}
+            | {"test_sessions_listed": outcome.listed, "test_sessions_enqueued": outcome.enqueued}
+            | outcome.counters
+        )
+    else:
+        c = outcome.counters
+        told = [
+            f"{c['test_sessions_saved']:,} saved",
+            f"{c['test_sessions_unchanged']:,} unchanged",
+            f"{c['test_sessions_dead']:,} dead",
+        ]
+        if outcome.retrying:
+            told.append(f"{outcome.retrying:,} to be tried again")
+        calls = f"{c['results_saved']:,} results, {c['api_requests']:,} API calls"
+        if c["throttled_ms"] >= 1000:
+            calls += f", {c['throttled_ms'] / 1000:,.0f} s waited for the rate budget"
+        print(f"{command} {outcome.word}: test sessions {', '.join(told)}; {calls}")
+    if outcome.interrupted:
+        print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
+    if outcome.counters["test_sessions_dead"]:
+        print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
+    sys.stdout.flush()
+    if signals.number is not None:
+        # Calls that are still under way would hold the interpreter's end: their claims are given back already.
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
+
+
+def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
+    import logging
+
+    from etl import warehouse
+    from etl.errors import WarehouseUnavailable
+
+    limit = etl.settings.observe.loss_warning.total_seconds() / 3600
+    try:
+        with etl.database.reading() as connection:
+            rows = warehouse.freshness(connection)
+    except WarehouseUnavailable:
+        return  # said already
+    for row in rows:
+        hours = row["hours_until_loss"]
+        if hours is not None and hours < limit:
+            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
+            outcome.warnings.append(
+                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
+                "see: checkly-etl status"
+            )
+            logging.getLogger("etl.cli").warning("%s", outcome.warnings[-1])
+
+
+def _print_plan(arguments: Arguments, plan: Any) -> int:
+    if arguments.json:
+        _print_json({**_as_dict(plan), "exit_code": EXIT_OK})
+    else:
+        minutes = (
+            "without a rate limit" if plan.minutes is None else f"about {plan.minutes:.0f} min at the rate budget"
+        )
+        print(
+            f"{plan.listed:,} test sessions in the range, {plan.to_fetch:,} to fetch: {plan.calls:,} API calls "
+            f"plus error groups, {minutes}"
+        )
+    return EXIT_OK
+
+
+def _print_status(status: Mapping[str, Any]) -> None:
+    print(f"warehouse      {status['warehouse']}")
+    print(f"test sessions  {status['test_sessions']:,}")
+    for row in status["freshness"]:
+        print(f"account        {row['account_id'] or '(not assigned yet)'}")
+        print(f"  last success   {_time(row['last_success_at'])}")
+        print(f"  newest session {_time(row['newest_started_at'])}")
+        print(
+            f"  queue          {row['due']} due, {row['scheduled']} scheduled, {row['leased']} leased, {row['dead']} dead"
+        )
+        if row["hours_until_loss"] is not None:
+            print(
+                f"  loss in        {row['hours_until_loss']:.1f} hours: the oldest session that is not exported yet"
+            )
+    _print_rows(
+        "dead letters (checkly-etl dead list)",
+        [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],
+    )
+    _print_rows(
+        "stale: RUNNING when last seen, and not read again",
+        [f"{row['test_session_id']}  {row['status']} since {_time(row['started_at'])}" for row in status["stale"]],
+    )
+    _print_rows(
+        "last runs",
+        [
+            f"{_time(row['started_at'])}  {row['command']:9}{row['outcome'] or 'running':12}"
+            f"{row['test_sessions_saved']} saved, {row['test_sessions_unchanged']} unchanged, "
+            f"{row['test_sessions_dead']} dead" + (f"  {row['error']}" if row["error"] else "")
+            for row in status["runs"]
+        ],
+    )
+    _print_rows(
+        "unknown to this release (drift)",
+        [
+            f"{row['kind']} {row['json_path']}: {row['occurrences']} times, as in {row['example']}"
+            for row in status["drift"]
+        ],
+    )
+
+
+def _print_rows(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"{title}:")
+        for line in lines:
+            print(f"  {line}")
+
+
+def _print_dead(arguments: Arguments, letters: Sequence[Any]) -> None:
+    if arguments.json:
+        _print_json({"dead": [_as_dict(letter) for letter in letters]})
+        return
+    if arguments.action == "show":
+        for letter in letters:
+            for name, value in _as_dict(letter).items():
+                shown = _time(value) if isinstance(value, datetime) else value
+                print(f"{name:20} {'-' if shown is None else shown}")
+            print(f"{'what to do':20} {_ADVICE.get(letter.error_kind or '', _ADVICE_ELSE)}")
+        return
+    for letter in letters:
+        print(f"{letter.test_session_id}  {_time(letter.last_error_at)}  {letter.error_kind}: {letter.last_error}")
+    if not letters:
+        print("no dead letters")
+
+
+_ADVICE = {
+    "not_found": "Checkly does not have it: a wrong id, another account's, or past its retention. Then: dead discard ID",
+    "forbidden": "let the key's user see it at Checkly, then: dead retry ID",
+    "rejected": "the API rejects the id itself: dead discard ID",
+    "payload": "the document breaks the API's contract: report it with the reason, retry after an upgrade",
+    "unreadable": "every answer was cut short or no JSON: look at proxies on the way, then: dead retry ID",
+    "unavailable": "this one document failed while others came: dead retry ID",
+    "bug": "a bug in checkly-etl: report the traceback of the log, retry after an upgrade",
+}
+_ADVICE_ELSE = "dead retry ID to try again, dead discard ID to give it up"
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(value, default=_as_json, ensure_ascii=False))
+
+
+def _as_json(value: object) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _time(value: datetime | None) -> str:
+    return "never" if value is None else f"{value:%Y-%m-%d %H:%M:%S} UTC"
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def _ids_of(arguments: Sequence[str]) -> list[str]:
+    from etl import inbox
+
+    ids: list[str] = []
+    problems: list[str] = []
+    for argument in arguments:
+        found = inbox.find_ids(argument)
+        ids += found
+        if not found:
+            problems.append(f"{argument[:100]!r} is no test session id")
+    if problems:
+        raise ConfigError(problems)
+    return ids
+
+
+def _range(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime | None]:
+    from etl import config
+
+    problems: list[str] = []
+    times: dict[str, datetime | None] = {"--since": None, "--until": None}
+    for name, value in (("--since", arguments.since), ("--until", arguments.until)):
+        if value is not None:
+            try:
+                times[name] = config.parse_when(value, moment)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+    since, until = times["--since"], times["--until"]
+    if since is not None and until is not None and until <= since:
+        problems.append("--until must be after --since")
+    if problems or since is None:
+        raise ConfigError(problems)
+    return since, until
+
+
+def _duration(text: str) -> timedelta:
+    from etl.config import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {error}") from None
+
+
+def _moment(text: str) -> datetime:
+    from datetime import UTC
+
+    from etl.config import parse_when
+
+    try:
+        return parse_when(text, datetime.now(UTC))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see: {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Global options stand before or after the command; SUPPRESS keeps the second parser from undoing the first.
+    common = _Parser(add_help=False)
+    group = common.add_argument_group("global options, before or after the command")
+    group.add_argument(
+        "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="settings (config.yaml)"
+    )
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default=argparse.SUPPRESS, help="format of the log on stderr"
+    )
+    group.add_argument("-q", dest="quiet", action="store_true", default=argparse.SUPPRESS, help="warnings only")
+    group.add_argument("-v", dest="verbose", action="store_true", default=argparse.SUPPRESS, help="say more")
+
+    parser = _Parser(
+        prog="checkly-etl",
+        description="Export Checkly test sessions into your own SQL warehouse, before they are deleted.",
+        epilog="Two variables are enough: CHECKLY_API_KEY and CHECKLY_ACCOUNT_ID. First: checkly-etl migrate, "
+        "then: checkly-etl sync. Exit codes: 0 done, 1 look at it, 2 usage or settings, 3 unreachable or refused.",
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"checkly-etl {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, function: Callable[[Arguments], int], help_: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_, description=help_, parents=[common])
+        command.set_defaults(command_function=function)
+        return command
+
+    def add_json(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    add("migrate", _migrate, "create or upgrade the warehouse's schema")
+
+    sync = add("sync", _sync, "one pass: discover what is new, export what is due (for cron)")
+    sync.add_argument("--max-time", type=_duration, metavar="10m", help="stop after this time, give the rest back")
+    add_json(sync)
+
+    backfill = add("backfill", _backfill, "export every test session created in a past range, oldest first")
+    backfill.add_argument("--since", required=True, metavar="T", help="ISO date or time, or an age such as 90d")
+    backfill.add_argument("--until", metavar="T", help="exclusive; until now without it")
+    backfill.add_argument("--newest-first", action="store_true", help="newest first")
+    backfill.add_argument("--force", action="store_true", help="fetch what we hold, too")
+    backfill.add_argument("--plan", action="store_true", help="only say what it would cost; nothing is queued")
+    add_json(backfill)
+
+    enqueue = add("enqueue", _enqueue, "queue ids, links, files or pasted CI output")
+    enqueue.add_argument("ids", nargs="*", metavar="X", help="an id, a link or a file; - reads stdin")
+    enqueue.add_argument("--force", action="store_true", help="discarded and leased ones, too")
+    add_json(enqueue)
+
+    add_json(add("status", _status, "freshness, queue, dead and stale sessions, last runs, drift"))
+
+    dead = add("dead", _dead, "what could not be exported, and why")
+    dead.add_argument("action", choices=("list", "show", "retry", "discard"))
+    dead.add_argument("ids", nargs="*", metavar="ID")
+    dead.add_argument("--all", action="store_true", help="retry or discard every dead letter")
+    add_json(dead)
+
+    add_json(add("replay", _replay, "rebuild all rows from the stored payloads, without the API"))
+    add("doctor", _doctor, "check settings, warehouse, schema, API and account, and say what to do")
+
+    simulate = add("simulate", _simulate, "serve a simulated Checkly API")
+    simulate.add_argument("--host", default="127.0.0.1")
+    simulate.add_argument("--port", type=_count, default=4010)
+    simulate.add_argument("--api-key", help="the one key that is let in (any without it)")
+    simulate.add_argument("--seed", type=_count, default=1, help="another seed, another world")
+    simulate.add_argument("--now", type=_moment, metavar="T", help="fix the world's clock")
+    simulate.add_argument("--rate-limit", type=_count, default=600, metavar="N", help="calls per 60 s, 0 for none")
+
+    add("demo", _demo, "simulated history in ./demo, in a minute")
+    return parser
+
+
+def _set_up_terminal(arguments: Arguments) -> None:
+    arguments.config = getattr(arguments, "config", None)
+    quiet, verbose = getattr(arguments, "quiet", False), getattr(arguments, "verbose", False)
+    verbosity = -1 if quiet else 1 if verbose else 0
+    style = getattr(arguments, "log_format", "text")
+    shows_bar = sys.stderr.isatty() and style == "text" and not quiet and not verbose
+    arguments.bar = Bar() if shows_bar else None
+    if arguments.command == "demo" and verbosity == 0:
+        verbosity = -1  # its own lines say enough
+    set_up_logging(style=style, verbosity=verbosity, bar=arguments.bar, redactor=arguments.redactor)
+    # A command that does not stop by itself ends at once; the long ones put their own handlers in place.
+    signal.signal(signal.SIGTERM, _raise_signalled)
+    signal.signal(signal.SIGINT, _raise_signalled)

@@ -1,0 +1,205 @@
+"""The way to the warehouse's database: engine, transactions, clock, error translation.
+
+Hides what differs between PostgreSQL and SQLite below SQL itself, and everything that SQLAlchemy and
+the drivers may raise: callers meet `WarehouseUnavailable`, or a bug. It knows no table.
+
+Facts that shape it:
+- Nothing here needs session state, so PgBouncer in transaction mode works: no server-side prepared
+  statements, `SET LOCAL` only.
+- Python's sqlite3 opens no transaction for DDL, and a read that turns into a write fails at once with
+  "database is locked" whatever busy_timeout says; so we say `BEGIN` ourselves, and `BEGIN IMMEDIATE`
+  for every transaction that may write.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
+
+from etl.errors import SchemaNotCurrent, WarehouseUnavailable
+
+T = TypeVar("T")
+
+SQLITE_BUSY_SECONDS = 30
+CONNECT_SECONDS = 10
+TRANSACTION_TRIES = 6
+
+# serialization_failure, deadlock_detected, lock_not_available, admin/crash shutdown, cannot_connect_now
+_TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
+
+
+class Database:
+    """One warehouse. `url` is `sqlite:///file` or `postgresql://…`; `schema` is for PostgreSQL only.
+
+    With `create=False` a missing SQLite file is an error (`SchemaNotCurrent`), never a new empty one.
+    `clock_offset` is added to the database's clock; only tests set it. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str | None = None,
+        create: bool = False,
+        clock_offset: timedelta = timedelta(0),
+        connections: int = 16,
+    ) -> None:
+        parsed = make_url(url)
+        self.schema = schema
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.path: Path | None = Path(parsed.database or "").absolute()
+            engine = _sqlite_engine(self.path, create, connections)
+        else:
+            self.path = None
+            engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_size=connections,
+                connect_args={
+                    "prepare_threshold": None,
+                    "connect_timeout": CONNECT_SECONDS,
+                    "application_name": "checkly-etl",
+                },
+            )
+        self.engine: Engine = engine.execution_options(clock_offset=clock_offset)
+        self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+        event.listen(engine, "begin", self._on_begin)
+
+    def _on_begin(self, connection: Connection) -> None:
+        if self.is_sqlite:
+            connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+        elif self.schema is not None:
+            quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
+            connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
+
+    @property
+    def name(self) -> str:
+        """Full name for people: never a password."""
+        if self.path is not None:
+            return f"sqlite:///{self.path}"
+        shown = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        return f"{shown} schema {self.schema}" if self.schema else shown
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads (on SQLite it must not write)."""
+        with _translated(self.name), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that may write. Committed at the end of the block, rolled back on any exception."""
+        with _translated(self.name), self._writer.begin() as connection:
+            yield connection
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a writing transaction, again from its start after a deadlock or a lost connection.
+
+        `work` may therefore run more than once and must do nothing but SQL on the given connection.
+        """
+        for attempt in range(TRANSACTION_TRIES):
+            try:
+                with _translated(self.name), self._writer.begin() as connection:
+                    return work(connection)
+            except WarehouseUnavailable as error:
+                if not is_transient(error.__cause__) or attempt == TRANSACTION_TRIES - 1:
+                    raise
+                # Jitter, so that two transactions that met once do not meet again.
+                time.sleep(0.05 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def now(connection: Connection) -> datetime:
+    """The database's clock (plus the offset that only tests set): the one clock that times are compared by."""
+    offset: timedelta = connection.get_execution_options().get("clock_offset", timedelta(0))
+    if connection.dialect.name == "sqlite":
+        value = connection.exec_driver_sql("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").scalar_one()
+        return datetime.strptime(value, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC) + offset
+    moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return moment.astimezone(UTC) + offset
+
+
+def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
+    """Slices that stay under every driver's limit of bound parameters."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same transaction may succeed if it is run again from its start."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+        )
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate in _TRANSIENT_SQLSTATES or (sqlstate or "").startswith("08")
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """The one place where SQLAlchemy's and the drivers' errors become ours."""
+    try:
+        yield
+    except PoolTimeout as error:
+        raise WarehouseUnavailable(f"no free connection to the warehouse {name}") from error
+    except (OperationalError, InterfaceError) as error:
+        raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) == "42501":  # insufficient_privilege
+            raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
+        raise
+    except DBAPIError as error:
+        if error.connection_invalidated or is_transient(error):
+            raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
+        raise
+
+
+def _first_lines(error: DBAPIError) -> str:
+    # `str(error)` of SQLAlchemy would add the statement and its parameters: our data has no place in a log.
+    return " ".join(str(error.orig).split())[:500]
+
+
+def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
+    def connect() -> sqlite3.Connection:
+        if not create and not path.exists():
+            raise SchemaNotCurrent(f"there is no warehouse at {path}; create it with: checkly-etl migrate")
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode={'rwc' if create else 'rw'}",
+            uri=True,
+            timeout=SQLITE_BUSY_SECONDS,
+            isolation_level=None,  # we say BEGIN ourselves
+            check_same_thread=False,
+        )
+        if create:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # With WAL, NORMAL loses nothing when a process dies; a power cut may undo the newest transactions
+        # as a whole, rows and ack together, so they are simply fetched again.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4}
+    return create_engine("sqlite://", creator=connect, **options)

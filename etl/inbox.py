@@ -1,0 +1,141 @@
+"""Test session ids in what people and CI hand over: arguments, links, files, reporters' output, messages.
+
+Such text is full of other UUIDs (traces, accounts, results), so an id counts only in a shape that says
+"test session". Only text without any such shape is searched for bare UUIDs, and those must stand alone.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+# Every repeated part is followed by something that it cannot match itself, so the search stays linear.
+_SHAPES = re.compile(
+    rf"""
+    (?: # https://app.checklyhq.com/accounts/UUID/test-sessions/UUID (JSON may escape its slashes)
+        https?: \\?/ \\?/ [^\s/\\]+ \\?/ (?: accounts\\?/{_UUID}\\?/ | v[0-9]\\?/ )? test-sessions\\?/
+        # Test session ID: UUID | "testSessionId": "UUID" | test-session-id=UUID
+      | (?<![0-9a-z]) test[ _-]?session[ _-]?id ["'`*\\]* \s* [:=]+ [\s"'`*\\]*
+        # "id": "UUID" counts only in an entry of a list of test sessions
+      | (?P<entry> "id" \s* : \s* " )
+    )
+    (?P<id> {_UUID} ) (?! [0-9a-z] | -[0-9a-z] )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+_BARE = re.compile(_UUID, re.IGNORECASE | re.ASCII)
+_COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]")
+
+# What the entries of `checkly test-sessions list` have, and checks, results or error groups do not all have.
+_ENTRY_FIELDS = frozenset({"provider", "invoker", "errorGroupIds", "running", "passed", "failed", "cancelled"})
+
+
+def find_ids(text: str) -> tuple[str, ...]:
+    """The test session ids in a piece of text: lower-cased, in order of appearance, without doubles.
+
+    One id in a recognised shape (link, `Test session ID:` line, report, list) is enough for bare UUIDs
+    not to count, because next to it they are most likely ids of something else.
+    """
+    text = _COLOURS.sub("", text.removeprefix("\ufeff"))
+    documents = list(_documents(text)) if text.lstrip()[:1] in set('{["') or "\n" in text else []
+    listed = {test_session_id for document in documents for test_session_id in _entries(document)}
+    shaped = (
+        match["id"].lower()
+        for match in _SHAPES.finditer(text)
+        if match["entry"] is None or match["id"].lower() in listed
+    )
+    return tuple(dict.fromkeys(shaped)) or tuple(dict.fromkeys(_bare_ids(text)))
+
+
+def read_argument(argument: str) -> tuple[str, ...]:
+    """The ids of one command line argument: an id, a link or pasted output, else the path of a file.
+
+    Empty if there is none, also for a path that does not exist. ValueError if the path is a directory or
+    cannot be read: the caller should say so instead of "no id found".
+    """
+    if ids := find_ids(argument):
+        return ids
+    try:
+        return find_ids(decode(Path(argument).read_bytes())) if argument else ()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}:
+            return ()
+        reason = "it is a directory" if os.path.isdir(argument) else error.strerror
+        raise ValueError(f"cannot read {argument}: {reason}") from None
+    except ValueError:  # a NUL: text that no path can be
+        return ()
+
+
+def decode(data: bytes) -> str:
+    """The text of a file or message. Never fails: what is not UTF-8 (or UTF-16 with a BOM) becomes U+FFFD."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>` writes it
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def _documents(text: str) -> Iterator[object]:
+    """JSON in the text: all of it, else each line that is JSON and each pretty-printed block of lines."""
+    try:
+        yield json.loads(text)
+        return
+    except (ValueError, RecursionError):
+        pass
+    block: list[str] | None = None
+    for line in text.split("\n"):
+        line = line.rstrip()
+        if line in {"{", "["}:
+            block = []
+        if block is not None:
+            block.append(line)
+        if block and line in {"}", "]"}:
+            yield from _document("\n".join(block))
+            block = None
+        elif line.startswith(("{", "[")) and len(line) > 2:
+            yield from _document(line)
+
+
+def _document(text: str) -> Iterator[object]:
+    try:
+        yield json.loads(text)
+    except (ValueError, RecursionError):
+        return
+
+
+def _entries(document: object) -> Iterator[str]:
+    """Ids of the test sessions in `{"data": [...]}` (the CLI's list), `{"entries": [...]}` (the API's) or alone."""
+    entries = document
+    if isinstance(document, dict):
+        entries = document.get("data", document.get("entries", [document]))
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("status"), str) and entry.keys() & _ENTRY_FIELDS:
+            yield str(entry.get("id")).lower()
+
+
+def _bare_ids(text: str) -> Iterator[str]:
+    """UUIDs that are a whole line or message, maybe as a JSON text or in a JSON array of texts."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if document is not None:
+        yield from _bare_in(document)
+        return
+    for line in text.splitlines():
+        if _BARE.fullmatch(line.strip()):
+            yield line.strip().lower()
+        elif line.startswith(('"', "[")):  # indented ones belong to a larger document, which says what they are
+            for part in _document(line):
+                yield from _bare_in(part)
+
+
+def _bare_in(document: object) -> Iterator[str]:
+    for item in document if isinstance(document, list) else [document]:
+        if isinstance(item, str) and _BARE.fullmatch(item.strip()):
+            yield item.strip().lower()

@@ -1,0 +1,707 @@
+"""Pure: API documents -> rows. No I/O, no clock, no order of its own.
+
+Hides the shapes of Checkly's documents (`/v1/test-sessions`, `/v1/test-session-error-groups`) and the rules
+that turn them into rows: which document wins a field, what is final, how attempts fold into executions,
+what `check_key` and `history_key` are made of.
+
+A legal document always becomes rows; an illegal one raises PayloadError, which says where and why. What is
+legal but unknown to the typed columns (a new field, a new enum value, an id that is no UUID where the id is
+not a key of ours) becomes *drift*, never a dead session. A required field that the columns can do without
+may be missing: losing a session for good is worse than a null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import msgspec
+
+from etl import documents
+from etl.documents import Document
+from etl.errors import PayloadError
+
+Row = dict[str, Any]
+S = TypeVar("S", bound=msgspec.Struct)
+
+TEST_SESSION = "test_session"
+TEST_SESSION_SUMMARY = "test_session_summary"
+TEST_SESSION_RESULT = "test_session_result"
+ERROR_GROUP = "error_group"
+
+FINAL_STATUSES = frozenset({"PASSED", "FAILED", "CANCELLED"})
+_STATUSES = FINAL_STATUSES | {"RUNNING"}
+_RESULT_TYPES = frozenset({"FINAL", "ATTEMPT", "PENDING"})
+_PROVIDERS = frozenset({"GITHUB", "VERCEL", "API", "TRIGGER", "PW_REPORTER"})
+_CHECK_TYPES = frozenset(
+    [
+        "AGENTIC",
+        "API",
+        "BROWSER",
+        "HEARTBEAT",
+        "ICMP",
+        "MULTI_STEP",
+        "TCP",
+        "PLAYWRIGHT",
+        "URL",
+        "DNS",
+        "SSL",
+        "GRPC",
+        "TRACEROUTE",
+    ]
+)
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_KEY_LENGTH = 500  # what we put into a key of a table must fit into an index entry
+_EXAMPLE_LENGTH = 200
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+# --- documents as Checkly describes them; `Any` marks what is known and not stored -------------------------
+
+
+class _Document(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """Unknown fields are forbidden only so that they are noticed: see `_decode`."""
+
+
+class GitHub(_Document):
+    reporting: bool | None = None
+    repository: str | None = None
+    sha: str | None = None
+    run_id: str | int | None = None
+    run_attempt: str | int | None = None
+    workflow: str | None = None
+    job: str | None = None
+    event_name: str | None = None
+    ref: str | None = None
+    head_ref: str | None = None
+    base_ref: str | None = None
+    server_url: str | None = None
+
+
+class Metadata(_Document):
+    environment: str | None = None
+    repo_url: str | None = None
+    commit_id: str | None = None
+    commit_owner: str | None = None
+    commit_message: str | None = None
+    branch_name: str | None = None
+    github: GitHub | None = None
+
+
+class Result(_Document):
+    test_session_result_id: str
+    status: str
+    test_session_result_link: str | None = None
+    check_id: str | None = None
+    check_type: str | None = None
+    name: str | None = None
+    run_location: str | None = None
+    error_group_ids: list[str] | None = None
+    result_type: str | None = None
+    has_errors: bool | None = None
+    has_failures: bool | None = None
+    is_degraded: bool | None = None
+    aborted: bool | None = None
+    response_time: float | None = None
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+
+
+class Detail(_Document):
+    """`GET /v1/test-sessions/{testSessionId}`"""
+
+    test_session_id: str
+    status: str
+    started_at: datetime
+    test_session_link: str | None = None
+    name: str | None = None
+    error_group_ids: list[str] | None = None
+    stopped_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
+    time_elapsed: float | None = None
+    metadata: Metadata | None = None
+    results: list[Result] | None = None
+
+
+class Invoker(_Document):
+    name: str | None = None
+    picture: Any = None
+
+
+class Summary(_Document):
+    """One entry of `GET /v1/test-sessions`."""
+
+    id: str
+    account_id: str | None = None
+    project_id: str | None = None
+    name: str | None = None
+    provider: str | None = None
+    error_group_ids: list[str] | None = None
+    running: Any = None
+    passed: Any = None
+    failed: Any = None
+    cancelled: Any = None
+    status: str | None = None
+    region: str | None = None
+    private_location_id: str | None = None
+    invoker: Invoker | None = None
+    repo_url: str | None = None
+    commit_id: str | None = None
+    commit_owner: str | None = None
+    commit_message: str | None = None
+    branch_name: str | None = None
+    environment: str | None = None
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+    created_at: datetime | None = msgspec.field(default=None, name="created_at")
+    updated_at: datetime | None = msgspec.field(default=None, name="updated_at")
+
+
+_Int32 = msgspec.Meta(ge=-(2**31), le=2**31 - 1)
+
+
+class PlaywrightTest(_Document):
+    project_name: str | None = None
+    spec_id: str | int | None = None
+    test_file: str | None = None
+    test_title: str | None = None
+    suite_path: list[str] | None = None
+
+
+class RootCauseAnalysis(_Document):
+    id: str | None = None
+    created_at: datetime | None = msgspec.field(default=None, name="created_at")
+    analysis: Any = None
+    provider: str | None = None
+    model: str | None = None
+    duration_ms: float | None = None
+    user_context: Any = None
+
+
+class ErrorGroup(_Document):
+    """`GET /v1/test-session-error-groups/{id}`, and an entry of the list."""
+
+    id: str
+    project_id: str | None = None
+    environments: list[str] | None = None
+    error_hash: str | None = None
+    raw_error_message: str | None = None
+    cleaned_error_message: str | None = None
+    first_seen: datetime | None = None
+    last_seen: datetime | None = None
+    archived_until_next_event: bool | None = None
+    pwt_metadata: list[PlaywrightTest] | None = None
+    root_cause_analyses: list[RootCauseAnalysis] | None = None
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Drift:
+    """What the typed columns do not know: (kind, json_path) -> (occurrences, example)."""
+
+    found: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+
+    def note(self, kind: str, json_path: str, example: Any) -> None:
+        """Count one occurrence. Paths hold no positions, so that a thousand results are one line."""
+        key = (kind, str(documents.storable(json_path))[:_KEY_LENGTH])
+        occurrences, kept = self.found.get(key, (0, ""))
+        if not kept:
+            shown = example if isinstance(example, str) else json.dumps(example, default=str)
+            kept = str(documents.storable(shown))[:_EXAMPLE_LENGTH]
+        self.found[key] = (occurrences + 1, kept)
+
+
+@dataclass(slots=True)
+class TestSessionRows:
+    """Everything that one test session is in the warehouse.
+
+    `results` and `executions` are None when the document does not tell (the stored ones stay);
+    `error_group_ids` likewise. `test_session` lacks the columns that only the save knows
+    (first_exported_at, exported_at, etl_run_id).
+    """
+
+    __test__ = False
+
+    test_session: Row
+    results: list[Row] | None
+    executions: list[Row] | None
+    error_group_ids: list[str] | None
+    result_error_groups: list[tuple[str, str]]
+    drift: Drift
+
+    @property
+    def test_session_id(self) -> str:
+        return str(self.test_session["test_session_id"])
+
+    @property
+    def is_final(self) -> bool:
+        return bool(self.test_session["is_final"])
+
+
+@dataclass(slots=True)
+class ErrorGroupRows:
+    """Everything that one error group is in the warehouse, but account_id and fetched_at."""
+
+    error_group: Row
+    environments: list[str]
+    playwright_tests: list[Row]
+    root_cause_analyses: list[Row]
+    drift: Drift
+
+
+def normalize_test_session(
+    detail: Document,
+    *,
+    test_session_id: str,
+    account_id: str | None,
+    summary: Document | None = None,
+    held: Mapping[str, Any] | None = None,
+) -> TestSessionRows:
+    """Rows of one test session.
+
+    `test_session_id` is the id that was asked for: a document of another one raises PayloadError. `account_id`
+    is the account that it was fetched with. `summary` is its list entry; where that is not at hand, `held` (the
+    columns of test_sessions as they stand) fills what only the list knows. For fields in both the detail wins,
+    and neither nulls the other's.
+    """
+    drift = Drift()
+    document = _decode(detail, Detail, TEST_SESSION, drift)
+    _check_id(document.test_session_id, test_session_id, "$.testSessionId")
+    listed = _listed(summary, test_session_id, held, drift)
+    session = _test_session_row(document, listed, account_id, drift)
+    session["payload_sha256"] = detail.sha256
+    session["summary_sha256"] = summary.sha256 if summary else (held or {}).get("summary_sha256")
+
+    error_group_ids = document.error_group_ids
+    if error_group_ids is None and summary is not None:
+        error_group_ids = listed.get("error_group_ids")
+    rows = TestSessionRows(
+        test_session=session,
+        results=None,
+        executions=None,
+        error_group_ids=None if error_group_ids is None else _our_ids(error_group_ids, "$.errorGroupIds"),
+        result_error_groups=[],
+        drift=drift,
+    )
+    if document.results is not None:
+        rows.results = _result_rows(document.results, rows, drift)
+        rows.executions = _execution_rows(rows.results, session)
+    return rows
+
+
+def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGroupRows:
+    """Rows of one error group. Raises PayloadError for another id than the one asked for."""
+    drift = Drift()
+    group = _decode(document, ErrorGroup, ERROR_GROUP, drift)
+    _check_id(group.id, error_group_id, "$.id")
+    environments = dict.fromkeys(name[:_KEY_LENGTH] for name in group.environments or ())
+    return ErrorGroupRows(
+        error_group={
+            "error_group_id": error_group_id,
+            "project_id": _other_id(group.project_id, ERROR_GROUP, "$.projectId", drift),
+            "error_hash": group.error_hash,
+            "raw_error_message": group.raw_error_message,
+            "cleaned_error_message": group.cleaned_error_message,
+            "first_seen": _utc(group.first_seen, "$.firstSeen"),
+            "last_seen": _utc(group.last_seen, "$.lastSeen"),
+            "archived_until_next_event": group.archived_until_next_event,
+        },
+        environments=list(environments),
+        playwright_tests=[
+            {
+                "error_group_id": error_group_id,
+                "position": position,
+                "project_name": test.project_name,
+                "spec_id": _text(test.spec_id),
+                "test_file": test.test_file,
+                "test_title": test.test_title,
+                "suite_path": test.suite_path,
+            }
+            for position, test in enumerate(group.pwt_metadata or (), 1)
+        ],
+        root_cause_analyses=[
+            _root_cause_analysis_row(error_group_id, position, analysis, drift)
+            for position, analysis in enumerate(group.root_cause_analyses or (), 1)
+        ],
+        drift=drift,
+    )
+
+
+def normalize_executions(results: Sequence[Row], test_session: Mapping[str, Any]) -> list[Row]:
+    """The executions of result rows that stand in the warehouse already.
+
+    For a payload that does not tell its results: the session's own columns, which executions copy and
+    `check_key` and `history_key` are made of, may have changed all the same. Sets each row's execution_no.
+    """
+    return _execution_rows(results, test_session)
+
+
+def result_ids(rows: Iterable[Row]) -> list[str]:
+    """The ids of result rows, in their order."""
+    return [row["test_session_result_id"] for row in rows]
+
+
+def entry_key(entry: Document) -> tuple[str, datetime | None]:
+    """Id and creation time of a list entry. Raises PayloadError if it has no usable id."""
+
+    class Key(msgspec.Struct):
+        id: str
+        created_at: Any = None
+
+    key = documents.decode(entry, Key)
+    created_at: datetime | None = None
+    if isinstance(key.created_at, str):
+        try:
+            created_at = _utc(msgspec.convert(key.created_at, datetime), "$.created_at")
+        except (msgspec.ValidationError, PayloadError):
+            created_at = None  # its normalization will say so; the id is what discovery is after
+    return our_id(key.id, "$.id"), created_at
+
+
+def our_id(value: str, json_path: str) -> str:
+    """A key of ours: a UUID in lower case. Raises PayloadError."""
+    lowered = value.lower()
+    if not _UUID.fullmatch(lowered):
+        raise PayloadError(json_path, "is not a UUID")
+    return lowered
+
+
+# --- test sessions ------------------------------------------------------------------------------------------
+
+
+def _listed(
+    summary: Document | None, test_session_id: str, held: Mapping[str, Any] | None, drift: Drift
+) -> Mapping[str, Any]:
+    """What the list says, by column name: from the entry, else from the columns that it once filled."""
+    if summary is None:
+        return held or {}
+    try:
+        entry = _decode(summary, Summary, TEST_SESSION_SUMMARY, drift)
+        _check_id(entry.id, test_session_id, "$.id")
+    except PayloadError as error:
+        raise PayloadError(error.json_path, f"{error.reason} (in its list entry)") from None
+    if entry.provider is not None and entry.provider not in _PROVIDERS:
+        drift.note(TEST_SESSION_SUMMARY, "$.provider", entry.provider)
+
+    def other(value: str | None, path: str) -> str | None:
+        return _other_id(value, TEST_SESSION_SUMMARY, path, drift)
+
+    return {
+        "account_id": other(entry.account_id, "$.accountId"),
+        "project_id": other(entry.project_id, "$.projectId"),
+        "name": entry.name,
+        "provider": entry.provider,
+        "region": entry.region,
+        "private_location_id": other(entry.private_location_id, "$.privateLocationId"),
+        "invoker_name": entry.invoker.name if entry.invoker else None,
+        "environment": entry.environment,
+        "repo_url": entry.repo_url,
+        "branch_name": entry.branch_name,
+        "commit_id": entry.commit_id,
+        "commit_owner": entry.commit_owner,
+        "commit_message": entry.commit_message,
+        "stopped_at": _utc(entry.stopped_at, "$.stoppedAt"),
+        "created_at": _utc(entry.created_at, "$.created_at"),
+        "updated_at": _utc(entry.updated_at, "$.updated_at"),
+        "error_group_ids": entry.error_group_ids,
+    }
+
+
+def _test_session_row(document: Detail, listed: Mapping[str, Any], account_id: str | None, drift: Drift) -> Row:
+    metadata = document.metadata or Metadata()
+    github = metadata.github or GitHub()
+    started_at = _utc(document.started_at, "$.startedAt")
+    if document.stopped_at is msgspec.UNSET:
+        stopped_at = listed.get("stopped_at")
+    else:
+        stopped_at = _utc(document.stopped_at, "$.stoppedAt")
+    if document.status not in _STATUSES:
+        drift.note(TEST_SESSION, "$.status", document.status)
+
+    def first(value: str | None, column: str) -> Any:
+        return listed.get(column) if value is None else value
+
+    return {
+        "test_session_id": document.test_session_id.lower(),
+        "account_id": listed.get("account_id") or account_id,
+        "project_id": listed.get("project_id"),
+        "name": first(document.name, "name"),
+        "status": document.status,
+        "is_final": document.status in FINAL_STATUSES or stopped_at is not None,
+        "provider": listed.get("provider"),
+        "region": listed.get("region"),
+        "private_location_id": listed.get("private_location_id"),
+        "invoker_name": listed.get("invoker_name"),
+        "environment": first(metadata.environment, "environment"),
+        "repo_url": first(metadata.repo_url, "repo_url"),
+        "branch_name": first(metadata.branch_name, "branch_name"),
+        "commit_id": first(metadata.commit_id, "commit_id"),
+        "commit_owner": first(metadata.commit_owner, "commit_owner"),
+        "commit_message": first(metadata.commit_message, "commit_message"),
+        "github_reporting": github.reporting,
+        "github_repository": github.repository,
+        "github_sha": github.sha,
+        "github_run_id": _text(github.run_id),
+        "github_run_attempt": _text(github.run_attempt),
+        "github_workflow": github.workflow,
+        "github_job": github.job,
+        "github_event_name": github.event_name,
+        "github_ref": github.ref,
+        "github_head_ref": github.head_ref,
+        "github_base_ref": github.base_ref,
+        "github_server_url": github.server_url,
+        "started_at": started_at,
+        "stopped_at": stopped_at,
+        "time_elapsed_ms": document.time_elapsed,
+        "link": document.test_session_link,
+        "created_at": listed.get("created_at"),
+        "updated_at": listed.get("updated_at"),
+    }
+
+
+def _result_rows(results: Sequence[Result], rows: TestSessionRows, drift: Drift) -> list[Row]:
+    """One row an id: the last occurrence's values at the first one's position."""
+    by_id: dict[str, Row] = {}
+    groups: dict[str, list[str]] = {}
+    for index, result in enumerate(results):
+        path = f"$.results[{index}]"
+        result_id = our_id(result.test_session_result_id, f"{path}.testSessionResultId")
+        if result.status not in _STATUSES:
+            drift.note(TEST_SESSION, "$.results[].status", result.status)
+        if result.check_type is not None and result.check_type not in _CHECK_TYPES:
+            drift.note(TEST_SESSION, "$.results[].checkType", result.check_type)
+        if result.result_type is not None and result.result_type not in _RESULT_TYPES:
+            drift.note(TEST_SESSION, "$.results[].resultType", result.result_type)
+        earlier = by_id.get(result_id)
+        by_id[result_id] = {
+            "test_session_id": rows.test_session_id,
+            "test_session_result_id": result_id,
+            "position": index + 1 if earlier is None else earlier["position"],
+            "execution_no": None,
+            "check_id": _other_id(result.check_id, TEST_SESSION, "$.results[].checkId", drift),
+            "check_type": result.check_type,
+            "check_name": result.name,
+            "run_location": result.run_location,
+            "result_type": result.result_type,
+            "status": result.status,
+            "has_errors": result.has_errors,
+            "has_failures": result.has_failures,
+            "is_degraded": result.is_degraded,
+            "is_aborted": result.aborted,
+            "response_time_ms": result.response_time,
+            "started_at": _utc(result.started_at, f"{path}.startedAt"),
+            "stopped_at": _utc(result.stopped_at, f"{path}.stoppedAt"),
+            "link": result.test_session_result_link,
+            **_NO_RESULT_DETAILS,
+        }
+        groups[result_id] = _our_ids(result.error_group_ids or (), f"{path}.errorGroupIds")
+    rows.result_error_groups = [(result_id, group) for result_id, ids in groups.items() for group in ids]
+    return list(by_id.values())
+
+
+# What only a result's own document tells (`…/results/{id}`).
+_NO_RESULT_DETAILS: Row = dict.fromkeys(
+    (
+        "details_fetched_at",
+        "sequence_id",
+        "attempts",
+        "file_path",
+        "private_location_id",
+        "over_max_response_time",
+        "is_cancelled",
+        "schedule_error",
+        "trace_id",
+    )
+)
+
+
+# --- executions ---------------------------------------------------------------------------------------------
+
+
+def _execution_rows(results: Sequence[Row], session: Mapping[str, Any]) -> list[Row]:
+    """Fold results into executions, and tell each result row its execution_no."""
+    keys = [_check_key(result, session["project_id"]) for result in results]
+    without_sequence = {key for key, result in zip(keys, results, strict=True) if not result["sequence_id"]}
+
+    executions: list[tuple[str, str, list[Row]]] = []  # (check_key, grouped_by, rows), by first appearance
+    by_sequence: dict[tuple[str, str], list[Row]] = {}
+    still_open: dict[tuple[str, str | None], list[Row]] = {}
+    for key, result in zip(keys, results, strict=True):
+        if key not in without_sequence:
+            members = by_sequence.get((key, result["sequence_id"]))
+            if members is None:
+                members = by_sequence[key, result["sequence_id"]] = []
+                executions.append((key, "sequence", members))
+            members.append(result)
+            continue
+        place = (key, result["run_location"])
+        members = still_open.get(place)
+        if members is None:
+            members = still_open[place] = []
+            executions.append((key, "inferred", members))
+        members.append(result)
+        if result["result_type"] == "FINAL":
+            del still_open[place]
+
+    rows = []
+    for execution_no, (key, grouped_by, members) in enumerate(executions, 1):
+        for member in members:
+            member["execution_no"] = execution_no
+        rows.append(_execution_row(execution_no, key, grouped_by, members, session))
+    return rows
+
+
+def _execution_row(
+    execution_no: int, check_key: str, grouped_by: str, members: Sequence[Row], session: Mapping[str, Any]
+) -> Row:
+    finals = [row for row in members if row["result_type"] == "FINAL"]
+    attempts = [row for row in members if row["result_type"] == "ATTEMPT"]
+    shown = finals[-1] if finals else members[-1]
+    verdict = shown["status"] if finals and shown["status"] in ("PASSED", "FAILED") else None
+    stopped_at = shown["stopped_at"] if finals else None
+    return {
+        "test_session_id": session["test_session_id"],
+        "execution_no": execution_no,
+        "check_key": check_key,
+        "history_key": _history_key(
+            session["account_id"],
+            check_key,
+            session["branch_name"],
+            session["environment"],
+            shown["run_location"],
+        ),
+        "grouped_by": grouped_by,
+        "test_session_result_id": shown["test_session_result_id"],
+        "link": shown["link"],
+        "check_id": shown["check_id"],
+        "check_name": shown["check_name"],
+        "check_type": shown["check_type"],
+        "run_location": shown["run_location"],
+        "status": shown["status"],
+        "verdict": verdict,
+        "retries": len(attempts),
+        "is_retry_flaky": verdict == "PASSED" and any(row["status"] == "FAILED" for row in attempts),
+        "is_degraded": shown["is_degraded"],
+        "has_errors": shown["has_errors"],
+        "started_at": min((row["started_at"] for row in members if row["started_at"]), default=session["started_at"]),
+        "stopped_at": stopped_at,
+        "duration_ms": _milliseconds(shown["started_at"], stopped_at),
+        "retry_cost_ms": sum(_milliseconds(row["started_at"], row["stopped_at"]) or 0.0 for row in attempts) or 0.0,
+        "account_id": session["account_id"],
+        "project_id": session["project_id"],
+        "environment": session["environment"],
+        "branch_name": session["branch_name"],
+        "commit_id": session["commit_id"],
+    }
+
+
+def _check_key(result: Row, project_id: str | None) -> str:
+    return result["check_id"] or f"{project_id or '-'}:{result['check_type'] or ''}:{result['check_name'] or ''}"
+
+
+def _history_key(*parts: str | None) -> str:
+    # A JSON array keeps null and '' apart, and no part can run over into the next.
+    return sha256(json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- error groups -------------------------------------------------------------------------------------------
+
+
+def _root_cause_analysis_row(error_group_id: str, position: int, document: RootCauseAnalysis, drift: Drift) -> Row:
+    path = f"$.rootCauseAnalyses[{position - 1}]"
+    analysis = document.analysis if isinstance(document.analysis, dict) else {}
+
+    def said(name: str) -> str | None:
+        value = analysis.get(name)
+        return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    return {
+        "error_group_id": error_group_id,
+        "position": position,
+        "root_cause_analysis_id": _other_id(document.id, ERROR_GROUP, "$.rootCauseAnalyses[].id", drift),
+        "created_at": _utc(document.created_at, f"{path}.created_at"),
+        "provider": document.provider,
+        "model": document.model,
+        "duration_ms": document.duration_ms,
+        "classification": said("classification"),
+        "user_impact": said("userImpact"),
+        "root_cause": said("rootCause"),
+        "code_fix": said("codeFix"),
+        "analysis": document.analysis,
+    }
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _decode(document: Document, type_: type[S], kind: str, drift: Drift) -> S:
+    """Decode, and note as drift every field that `type_` does not have."""
+    try:
+        return documents.decode(document, type_)
+    except PayloadError:
+        # Either illegal or only unknown: without its unknown fields it tells.
+        value = documents.untyped(document)
+        _prune(value, msgspec.inspect.type_info(type_), "$", kind, drift)
+        return documents.convert(value, type_)
+
+
+def _prune(value: Any, type_: msgspec.inspect.Type, path: str, kind: str, drift: Drift) -> None:
+    """Take out (and note) what the type does not know, at any depth."""
+    if isinstance(type_, msgspec.inspect.UnionType):
+        for option in type_.types:
+            _prune(value, option, path, kind, drift)
+    elif isinstance(type_, msgspec.inspect.ListType) and isinstance(value, list):
+        for item in value:
+            _prune(item, type_.item_type, f"{path}[]", kind, drift)
+    elif isinstance(type_, msgspec.inspect.StructType) and isinstance(value, dict):
+        known = {field.encode_name: field.type for field in type_.fields}
+        for name in [name for name in value if name not in known]:
+            drift.note(kind, f"{path}.{name}", value.pop(name))
+        for name, item in value.items():
+            _prune(item, known[name], f"{path}.{name}", kind, drift)
+
+
+def _check_id(found: str, asked: str, json_path: str) -> None:
+    if our_id(found, json_path) != asked:
+        raise PayloadError(json_path, f"is the document of {found.lower()}, not of {asked} that was asked for")
+
+
+def _our_ids(values: Iterable[str], json_path: str) -> list[str]:
+    return list(dict.fromkeys(our_id(value, f"{json_path}[{i}]") for i, value in enumerate(values)))
+
+
+def _other_id(value: str | None, kind: str, json_path: str, drift: Drift) -> str | None:
+    """An id that is no key of ours: no UUID becomes null plus drift."""
+    if value is None or _UUID.fullmatch(value):
+        return value
+    lowered = value.lower()
+    if _UUID.fullmatch(lowered):
+        return lowered
+    drift.note(kind, json_path, value)
+    return None
+
+
+def _utc(value: datetime | None, json_path: str) -> datetime | None:
+    """In UTC; one without an offset is taken as UTC."""
+    if value is None:
+        return None
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise PayloadError(json_path, "lies outside of the years 1 to 9999 in UTC") from None
+
+
+def _text(value: str | int | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _milliseconds(started_at: datetime | None, stopped_at: datetime | None) -> float | None:
+    if started_at is None or stopped_at is None:
+        return None
+    return (stopped_at - started_at) / _MILLISECOND

@@ -1,0 +1,222 @@
+"""The schema's life: migrate, and know whether it is current.
+
+Hides alembic (imported only to migrate) and the dialects of the views. Migrations and `env.py` live beside
+the package in a checkout and inside it in a wheel. The views are data: one text a view in `views/*.sql`,
+created after every upgrade in its transaction, in which a handful of words are written per dialect:
+
+    MS_BETWEEN(a, b)      milliseconds from a to b, double precision, exact to the microsecond
+    HOURS_UNTIL(t)        hours from now until t, double precision
+    SECONDS_AFTER(t, n)   t plus n seconds
+    CURRENT_MOMENT()      now
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from etl.database import Database
+from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
+from etl.tables import etl_views
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE = "etl_schema_version"
+HEAD = "0001"  # the newest revision; a test holds it to the newest file in migrations/versions
+OLDEST_POSTGRESQL = 150000
+
+Grant = tuple[str, str]  # (view, statement that restores it)
+
+_PACKAGE = Path(__file__).parent
+_SQLITE_MICROSECONDS = (
+    "(CAST(strftime('%s', substr({0}, 1, 19)) AS INTEGER) * 1000000 + CAST(substr({0}, 21, 6) AS INTEGER))"
+)
+_WORDS: dict[str, dict[str, str]] = {
+    "postgresql": {
+        "MS_BETWEEN": "CAST(EXTRACT(EPOCH FROM ({1} - {0})) * 1000 AS double precision)",
+        "HOURS_UNTIL": "CAST(EXTRACT(EPOCH FROM ({0} - now())) / 3600 AS double precision)",
+        "SECONDS_AFTER": "({0} + {1} * interval '1 second')",
+        "CURRENT_MOMENT": "now()",
+    },
+    "sqlite": {
+        "MS_BETWEEN": f"(({_SQLITE_MICROSECONDS.format('{1}')} - {_SQLITE_MICROSECONDS.format('{0}')}) / 1000.0)",
+        "HOURS_UNTIL": f"(({_SQLITE_MICROSECONDS} / 1000000.0 - CAST(strftime('%s', 'now') AS INTEGER)) / 3600.0)",
+        "SECONDS_AFTER": "(strftime('%Y-%m-%d %H:%M:%S', substr({0}, 1, 19), {1} || ' seconds') || substr({0}, 20))",
+        "CURRENT_MOMENT": "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')",
+    },
+}
+
+
+def migrate(database: Database) -> bool:
+    """Create the schema or bring it up to date; False if it was current already.
+
+    Safe to run from several processes at once. Raises SchemaNotCurrent if it belongs to a newer release.
+    """
+    from alembic import command
+
+    with database.writing() as connection:
+        _check_server(connection)
+        if database.schema is not None:
+            name = connection.dialect.identifier_preparer.quote_identifier(database.schema)
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {name}"))
+        if _state(connection) == _wanted(connection):
+            return False
+    with database.writing() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from error
+    return True
+
+
+def check_current(connection: Connection) -> None:
+    """One SELECT. Raises SchemaNotCurrent with the command to run."""
+    try:
+        state = _state(connection)
+    except DBAPIError as error:
+        raise SchemaNotCurrent(f"the warehouse cannot be read: {error.orig}") from error
+    if state == _wanted(connection):
+        return
+    revision = next((key for key, value in state.items() if not value), None)
+    if revision is None:
+        raise SchemaNotCurrent("the warehouse has no schema yet; create it with: checkly-etl migrate")
+    if revision > HEAD:
+        raise SchemaNotCurrent(
+            f"the warehouse's schema ({revision}) is newer than this program's ({HEAD}); "
+            "install the newer checkly-etl that migrated it: pip install --upgrade checkly-etl"
+        )
+    raise SchemaNotCurrent(
+        f"the warehouse's schema ({revision}) is not this program's ({HEAD}); bring it up to date with: "
+        "checkly-etl migrate"
+    )
+
+
+def alembic_config() -> Config:
+    """Alembic's settings without a file: the same as alembic.ini says in a checkout."""
+    from alembic.config import Config
+
+    inside, beside = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(inside if inside.is_dir() else beside).replace("%", "%%"))
+    return config
+
+
+def refuse_newer(revision: str | None) -> None:
+    """For env.py: an upgrade must not touch a schema that it does not know."""
+    if revision is not None and revision > HEAD:
+        raise SchemaNotCurrent(
+            f"the warehouse's schema ({revision}) is newer than this program's ({HEAD}); nothing was changed"
+        )
+
+
+# --- views --------------------------------------------------------------------------------------------------
+
+
+def view_texts() -> dict[str, str]:
+    """The views by name, as they stand in `views/*.sql`."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "views").glob("*.sql"))}
+
+
+def view_sql(source: str, dialect: str) -> str:
+    """A view's text in a dialect's words."""
+
+    def word(match: re.Match[str]) -> str:
+        arguments = [argument.strip() for argument in match[2].split(",")]
+        return _WORDS[dialect][match[1]].format(*arguments)
+
+    return re.sub(rf"\b({'|'.join(_WORDS[dialect])})\(([^()]*)\)", word, source)
+
+
+def drop_views(connection: Connection) -> list[Grant]:
+    """Drop every view of ours, so that the tables below can change. Returns the grants to restore."""
+    existing = set(inspect(connection).get_view_names())
+    ours = [name for name in _created_views(connection) if name in existing]
+    grants = _view_grants(connection, ours) if connection.dialect.name == "postgresql" else []
+    for name in ours:
+        connection.exec_driver_sql(f'DROP VIEW "{name}"')
+    return grants
+
+
+def create_views(connection: Connection, grants: list[Grant]) -> None:
+    """Create every view, comment it, restore the grants, and remember the texts by their hashes."""
+    connection.execute(etl_views.delete())
+    for name, source in view_texts().items():
+        connection.exec_driver_sql(f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
+        if connection.dialect.name == "postgresql":
+            comment = source.split("\n", 1)[0].removeprefix("--").strip().replace("'", "''")
+            connection.exec_driver_sql(f"COMMENT ON VIEW \"{name}\" IS '{comment}'".replace("%", "%%"))
+    wanted = _wanted(connection)
+    del wanted[HEAD]
+    connection.execute(etl_views.insert(), [{"view_name": name, "sha256": wanted[name]} for name in wanted])
+    for view, grant in grants:
+        if view in wanted:
+            connection.exec_driver_sql(grant)
+
+
+def _created_views(connection: Connection) -> list[str]:
+    if not inspect(connection).has_table(etl_views.name):
+        return []
+    return list(connection.execute(etl_views.select().order_by(etl_views.c.view_name)).scalars())
+
+
+def _view_grants(connection: Connection, names: list[str]) -> list[Grant]:
+    rows = connection.execute(
+        text(
+            """
+            SELECT c.relname, format('GRANT %s ON "%s" TO %s%s', acl.privilege_type, c.relname,
+                          CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END,
+                          CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+            FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) acl
+            LEFT JOIN pg_roles r ON r.oid = acl.grantee
+            WHERE c.relkind = 'v' AND c.relnamespace = CAST(current_schema() AS regnamespace)
+              AND c.relname = ANY(:names) AND acl.grantee <> c.relowner
+            """
+        ),
+        {"names": names},
+    )
+    return [(view, grant) for view, grant in rows.tuples()]
+
+
+# --- is it current? -----------------------------------------------------------------------------------------
+
+
+def _wanted(connection: Connection) -> dict[str, str]:
+    # Hashed in the dialect's words: a word that is mended makes the views new, too.
+    dialect = connection.dialect.name
+    digests = {name: sha256(view_sql(source, dialect).encode()).hexdigest() for name, source in view_texts().items()}
+    return {HEAD: "", **digests}
+
+
+def _state(connection: Connection) -> dict[str, str]:
+    """The revision (with an empty hash) and the views (with theirs); empty without a schema."""
+    if connection.dialect.name == "postgresql":
+        exists = "SELECT to_regclass('etl_views') IS NOT NULL"
+    else:
+        exists = "SELECT count(*) FROM sqlite_master WHERE name = 'etl_views'"
+    if not connection.execute(text(exists)).scalar():
+        return {}
+    rows = connection.execute(
+        text(f"SELECT version_num, '' FROM {VERSION_TABLE} UNION ALL SELECT view_name, sha256 FROM etl_views")
+    )
+    return dict(rows.tuples().all())
+
+
+def _check_server(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    version, encoding = connection.execute(
+        text("SELECT current_setting('server_version_num')::int, current_setting('server_encoding')")
+    ).one()
+    if version < OLDEST_POSTGRESQL:
+        raise ConfigError(f"PostgreSQL 15 or newer is needed; this server is version {version // 10000}")
+    if encoding != "UTF8":
+        raise ConfigError(f"the warehouse's encoding is {encoding}; create the database with ENCODING 'UTF8'")

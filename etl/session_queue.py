@@ -1,0 +1,444 @@
+"""Verbs on `etl_queue`: enqueue, claim, renew, lock, ack, defer, retry, bury, release; and on dead letters.
+
+Hides how a claim stays ours: a lease (`available_at` of a leased row is its end) and a token. Every verb takes
+a connection inside of the caller's transaction and never commits. Every statement that locks several rows
+takes them in test_session_id order, so that two workers cannot deadlock.
+
+A batch ends like this: `lock` the claims (those that are no longer ours drop out), save the rows, then `ack`,
+`defer`, `retry` or `bury` each, all in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl import process
+from etl.database import chunks, now
+from etl.documents import Document, known
+from etl.tables import etl_queue, test_sessions
+
+QUEUED, LEASED, DEAD, DISCARDED = "queued", "leased", "dead", "discarded"
+DISCOVERY, BACKFILL, ENQUEUE, SETTLE = "discovery", "backfill", "enqueue", "settle"
+# Somebody waits for an enqueued id; retention is after the rest; a backfill yields to both.
+PRIORITIES = {ENQUEUE: 10, "inbox": 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
+
+_LAST_ERROR_LENGTH = 1000
+_q = etl_queue.c
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list entry as discovery found it."""
+
+    test_session_id: str
+    created_at: datetime | None
+    summary: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to fetch one test session and to say what became of it, until the lease ends."""
+
+    test_session_id: str
+    token: str
+    attempts: int
+    waiting_since: datetime
+    summary: Document | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that could not be exported, as `dead list` shows it."""
+
+    test_session_id: str
+    account_id: str | None
+    state: str
+    source: str
+    attempts: int
+    error_kind: str | None
+    last_error: str | None
+    last_error_at: datetime | None
+    enqueued_at: datetime
+    session_created_at: datetime | None
+
+
+# --- in ----------------------------------------------------------------------------------------------------
+
+
+def enqueue(
+    connection: Connection, ids: Iterable[str], *, force: bool = False, source: str = ENQUEUE
+) -> tuple[int, list[str]]:
+    """Queue ids known by nothing but themselves. Returns how many are queued now, and those left discarded.
+
+    A dead row is revived, a waiting one becomes due now; a discarded one only with `force`, which also takes a
+    leased row away from its worker, so that what is fetched is fetched from now on.
+    """
+    ids = sorted(set(ids))
+    moment = now(connection)
+    refused: list[str] = []
+    for some in chunks(ids):
+        rows = _lock_rows(connection, some)
+        refused += [id_ for id_ in some if id_ in rows and rows[id_].state == DISCARDED and not force]
+        again = [
+            id_ for id_, row in rows.items() if (row.state != DISCARDED or force) and (row.state != LEASED or force)
+        ]
+        _make_due(connection, again, moment, {"priority": PRIORITIES[source]})
+        _insert(
+            connection,
+            [_new_row(id_, moment, source=source) for id_ in some if id_ not in rows],
+        )
+    return len(ids) - len(refused), refused
+
+
+def enqueue_listed(
+    connection: Connection,
+    entries: Sequence[Listed],
+    *,
+    account_id: str,
+    source: str,
+    newest_first: bool = False,
+    force: bool = False,
+) -> int:
+    """Queue list entries that are new or have changed (by hash); with `force` every one. Returns how many.
+
+    A leased row whose entry changed loses its token: what its worker fetched may be older than the change.
+    """
+    moment = now(connection)
+    entries = sorted({entry.test_session_id: entry for entry in entries}.values(), key=lambda e: e.test_session_id)
+    queued = 0
+    for some in chunks(entries):
+        ids = [entry.test_session_id for entry in some]
+        rows = _lock_rows(connection, ids)
+        saved = dict(
+            connection.execute(
+                select(test_sessions.c.test_session_id, test_sessions.c.summary_sha256).where(
+                    test_sessions.c.test_session_id.in_(ids)
+                )
+            )
+            .tuples()
+            .all()
+        )
+        new: list[dict[str, Any]] = []
+        for entry in some:
+            row = rows.get(entry.test_session_id)
+            if row is not None:
+                if row.state == DISCARDED or (row.summary_sha256 == entry.summary.sha256 and not force):
+                    continue
+                values = {
+                    "account_id": account_id,
+                    "session_created_at": entry.created_at,
+                    "summary": entry.summary.text,
+                    "summary_sha256": entry.summary.sha256,
+                }
+                _make_due(connection, [entry.test_session_id], moment, values)
+            elif not force and saved.get(entry.test_session_id) == entry.summary.sha256:
+                continue
+            else:
+                row_values = _new_row(entry.test_session_id, moment, source=source, entry=entry)
+                row_values["account_id"] = account_id
+                if newest_first:
+                    row_values["claim_order"] = -row_values["claim_order"]
+                new.append(row_values)
+            queued += 1
+        _insert(connection, new)
+    return queued
+
+
+def unqueued(connection: Connection, entries: Sequence[Listed]) -> int:
+    """How many of the entries `enqueue_listed` would queue, without doing it."""
+    count = 0
+    for some in chunks(entries):
+        ids = [entry.test_session_id for entry in some]
+        seen: dict[str, set[str | None]] = {}
+        for table in (test_sessions, etl_queue):
+            found = select(table.c.test_session_id, table.c.summary_sha256).where(table.c.test_session_id.in_(ids))
+            for id_, digest in connection.execute(found).tuples():
+                seen.setdefault(id_, set()).add(digest)
+        count += sum(entry.summary.sha256 not in seen.get(entry.test_session_id, ()) for entry in some)
+    return count
+
+
+def _new_row(id_: str, moment: datetime, *, source: str, entry: Listed | None = None) -> dict[str, Any]:
+    created_at = entry.created_at if entry else None
+    return {
+        "test_session_id": id_,
+        "account_id": None,
+        "state": QUEUED,
+        "priority": PRIORITIES[source],
+        "claim_order": (created_at or moment).timestamp(),
+        "source": source,
+        "attempts": 0,
+        "available_at": moment,
+        "enqueued_at": moment,
+        "session_created_at": created_at,
+        "summary": entry.summary.text if entry else None,
+        "summary_sha256": entry.summary.sha256 if entry else None,
+    }
+
+
+def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    # Another process may have queued the same id since we looked: it is queued, and that is what we want.
+    connection.execute(insert(etl_queue).on_conflict_do_nothing(), rows)
+
+
+def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, values: Mapping[str, Any]) -> None:
+    if ids:
+        connection.execute(
+            update(etl_queue)
+            .where(_q.test_session_id.in_(ids))
+            .values(state=QUEUED, available_at=moment, claim_token=None, claimed_by=None, attempts=0, **values)
+        )
+
+
+# --- claims -------------------------------------------------------------------------------------------------
+
+
+def claim(connection: Connection, *, account_id: str, limit: int, lease: timedelta, is_default: bool) -> list[Claim]:
+    """Take up to `limit` due rows of the account, in order; with `is_default` also those of no account.
+
+    On PostgreSQL rows that another worker is taking are skipped, not waited for. A row whose lease has expired
+    is due again.
+    """
+    moment = now(connection)
+    of_account: ColumnElement[bool] = _q.account_id == account_id
+    if is_default:
+        of_account = or_(of_account, _q.account_id.is_(None))
+    due = (
+        select(_q.test_session_id, _q.attempts, _q.enqueued_at, _q.summary)
+        .where(_q.state.in_([QUEUED, LEASED]), _q.available_at <= moment, of_account)
+        .order_by(_q.priority.desc(), _q.claim_order, _q.test_session_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # SQLite renders nothing: BEGIN IMMEDIATE is its lock
+    )
+    rows = connection.execute(due).all()
+    if not rows:
+        return []
+    token = str(uuid4())
+    for some in chunks([row.test_session_id for row in rows]):
+        connection.execute(
+            update(etl_queue)
+            .where(_q.test_session_id.in_(some))
+            .values(
+                state=LEASED,
+                claim_token=token,
+                claimed_by=process.NAME,
+                available_at=moment + lease,
+                account_id=account_id,
+            )
+        )
+    return [
+        Claim(
+            test_session_id=row.test_session_id,
+            token=token,
+            attempts=row.attempts,
+            waiting_since=row.enqueued_at,
+            summary=known(row.summary.encode()) if row.summary is not None else None,
+        )
+        for row in rows
+    ]
+
+
+def renew(connection: Connection, claims: Iterable[Claim], lease: timedelta) -> None:
+    """Push the end of the leases that are still ours."""
+    moment = now(connection)
+    for ids in _by_token(connection, claims):
+        connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(available_at=moment + lease))
+
+
+def lock(connection: Connection, claims: Iterable[Claim]) -> set[str]:
+    """Lock the claims' rows; returns the ids that are still ours. The others' work must be dropped."""
+    return {id_ for ids in _by_token(connection, claims) for id_ in ids}
+
+
+def release(connection: Connection, claims: Iterable[Claim]) -> int:
+    """Give claims back as they were, unblamed and due. Returns how many were still ours."""
+    moment = now(connection)
+    count = 0
+    for ids in _by_token(connection, claims):
+        connection.execute(
+            update(etl_queue)
+            .where(_q.test_session_id.in_(ids))
+            .values(state=QUEUED, claim_token=None, claimed_by=None, available_at=moment)
+        )
+        count += len(ids)
+    return count
+
+
+def release_dead(connection: Connection) -> int:
+    """Give back what processes of this machine held when they died, without waiting for their leases to end.
+
+    Wrong only where two machines share a name: then a living worker loses its leases, and its work is done again.
+    """
+    holders = select(_q.claimed_by).where(_q.state == LEASED, _q.claimed_by.is_not(None)).distinct()
+    dead = [name for name in connection.execute(holders).scalars() if process.has_died(name)]
+    if not dead:
+        return 0
+    held = select(_q.test_session_id).where(_q.state == LEASED, _q.claimed_by.in_(dead))
+    ids = connection.execute(held.order_by(_q.test_session_id).with_for_update()).scalars().all()
+    moment = now(connection)
+    for some in chunks(ids):
+        connection.execute(
+            update(etl_queue)
+            .where(_q.test_session_id.in_(some))
+            .values(state=QUEUED, claim_token=None, claimed_by=None, available_at=moment)
+        )
+    return len(ids)
+
+
+def _by_token(connection: Connection, claims: Iterable[Claim]) -> Iterable[list[str]]:
+    """The ids that are still ours, locked, in chunks."""
+    ordered = sorted(claims, key=lambda claim: claim.test_session_id)
+    for some in chunks(ordered):
+        rows = _lock_rows(connection, [claim.test_session_id for claim in some])
+        ours = [
+            claim.test_session_id
+            for claim in some
+            if (row := rows.get(claim.test_session_id)) is not None and row.claim_token == claim.token
+        ]
+        if ours:
+            yield ours
+
+
+def _lock_rows(connection: Connection, ids: Collection[str]) -> dict[str, Any]:
+    rows = connection.execute(
+        select(_q.test_session_id, _q.state, _q.claim_token, _q.summary_sha256)
+        .where(_q.test_session_id.in_(ids))
+        .order_by(_q.test_session_id)
+        .with_for_update()
+    )
+    return {row.test_session_id: row for row in rows}
+
+
+# --- what became of it: only for rows that `lock` returned ----------------------------------------------------
+
+
+def ack(connection: Connection, ids: Collection[str]) -> None:
+    """Done: nothing is left to do for these ids."""
+    for some in chunks(sorted(ids)):
+        connection.execute(etl_queue.delete().where(_q.test_session_id.in_(some)))
+
+
+def defer(connection: Connection, available_at: Mapping[str, datetime], *, source: str | None = None) -> None:
+    """Saved, but to be read again at the given time. A success: earlier failures are forgotten."""
+    values = {
+        "state": QUEUED,
+        "claim_token": None,
+        "claimed_by": None,
+        "attempts": 0,
+        "error_kind": None,
+        "last_error": None,
+    }
+    if source is not None:
+        values["source"] = source
+    _set_each(connection, values, [{"id_": id_, "available_at": at} for id_, at in available_at.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a fetch failed: `kind` is one word (errors.py), `reason` a sentence without secrets."""
+
+    test_session_id: str
+    kind: str
+    reason: str
+
+
+def retry(connection: Connection, failures: Mapping[Failure, tuple[int, datetime]]) -> None:
+    """Back in the queue with the new count of attempts, until the given time."""
+    moment = now(connection)
+    _set_each(
+        connection,
+        {"state": QUEUED, "claim_token": None, "claimed_by": None, "last_error_at": moment},
+        [
+            {**_said(failure), "attempts": attempts, "available_at": available_at}
+            for failure, (attempts, available_at) in failures.items()
+        ],
+    )
+
+
+def bury(connection: Connection, failures: Mapping[Failure, int]) -> None:
+    """Dead letters, with the count of attempts that they took."""
+    moment = now(connection)
+    _set_each(
+        connection,
+        {"state": DEAD, "claim_token": None, "claimed_by": None, "last_error_at": moment},
+        [{**_said(failure), "attempts": attempts} for failure, attempts in failures.items()],
+    )
+
+
+def _said(failure: Failure) -> dict[str, Any]:
+    return {
+        "id_": failure.test_session_id,
+        "error_kind": failure.kind,
+        "last_error": failure.reason[:_LAST_ERROR_LENGTH],
+    }
+
+
+def _set_each(connection: Connection, same: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    rows.sort(key=lambda row: row["id_"])
+    own: dict[str, Any] = {name: bindparam(name) for name in rows[0] if name != "id_"}
+    statement = update(etl_queue).where(_q.test_session_id == bindparam("id_")).values({**same, **own})
+    connection.execute(statement, rows)
+
+
+# --- dead letters ---------------------------------------------------------------------------------------------
+
+
+def dead_letters(
+    connection: Connection, *, ids: Collection[str] | None = None, states: Collection[str] = (DEAD,)
+) -> list[DeadLetter]:
+    """Dead letters, oldest first; all of them without `ids`."""
+    names = DeadLetter.__dataclass_fields__
+    query: Select[Any] = (
+        select(*(_q[name] for name in names))
+        .where(_q.state.in_(states))
+        .order_by(_q.last_error_at, _q.test_session_id)
+    )
+    if ids is not None:
+        query = query.where(_q.test_session_id.in_(ids))
+    return [DeadLetter(**row._mapping) for row in connection.execute(query)]
+
+
+def revive(connection: Connection, ids: Collection[str] | None = None) -> int:
+    """Queue dead letters again, as if they were new; all of them without `ids`. Returns how many."""
+    return _leave_dead(connection, ids, {"state": QUEUED, "attempts": 0, "available_at": now(connection)})
+
+
+def discard(connection: Connection, ids: Collection[str] | None = None) -> int:
+    """Give dead letters up. The rows stay, so that discovery does not bring them back. Returns how many."""
+    return _leave_dead(connection, ids, {"state": DISCARDED})
+
+
+def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Mapping[str, Any]) -> int:
+    dead = [letter.test_session_id for letter in dead_letters(connection)]
+    chosen = sorted(set(dead) & set(ids)) if ids is not None else sorted(dead)
+    count = 0
+    for some in chunks(chosen):
+        _lock_rows(connection, some)
+        still_dead = and_(_q.test_session_id.in_(some), _q.state == DEAD)
+        count += connection.execute(update(etl_queue).where(still_dead).values(values)).rowcount
+    return count
+
+
+def count_due(connection: Connection, account_id: str) -> int:
+    """Rows that a claim could take now, those of no account included."""
+    due = and_(_q.state.in_([QUEUED, LEASED]), _q.available_at <= now(connection))
+    of_account = or_(_q.account_id == account_id, _q.account_id.is_(None))
+    return connection.execute(select(func.count()).select_from(etl_queue).where(due, of_account)).scalar_one()
+
+
+def count_states(connection: Connection) -> dict[str, int]:
+    """Rows by state."""
+    rows = connection.execute(select(_q.state, func.count()).group_by(_q.state)).tuples()
+    return dict(rows.all())

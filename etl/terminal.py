@@ -1,0 +1,140 @@
+"""What a person or a machine sees of a running command: logs, progress, secrets hidden.
+
+Hides the terminal. Logs and progress go to stderr, progress only on a terminal; stdout belongs to results.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_STANDARD = logging.getLogger("etl")
+
+
+class Redactor:
+    """Replaces secrets in any text that leaves the program: the last line of defence, not the first."""
+
+    def __init__(self) -> None:
+        self._secrets: list[str] = []
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Hide these from now on. Very short ones would hide ordinary words, and are left alone."""
+        self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= 4)}, key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        """The text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, redactor: Redactor, style: str) -> None:
+        super().__init__()
+        self._redactor, self._style_name = redactor, style
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        message = record.getMessage()
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self._style_name == "json":
+            line: dict[str, str] = {"time": moment, "level": record.levelname.lower(), "message": message}
+            if trace:
+                line["traceback"] = trace
+            return self._redactor.hide(json.dumps(line, ensure_ascii=False))
+        text = f"{moment} {record.levelname.lower():7} {message}"
+        return self._redactor.hide(f"{text}\n{trace}" if trace else text)
+
+
+def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Redactor) -> None:
+    """`style` text or json; `verbosity` -1 quiet, 0 default, 1 everything. Once a process.
+
+    Where a bar shows what goes on, the lines of single sessions would only tear it.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(redactor, style))
+    level = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[verbosity]
+    if bar is not None and verbosity < 1:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING)
+        _STANDARD.addHandler(bar.notes)
+    _STANDARD.handlers = [h for h in _STANDARD.handlers if bar is not None and h is bar.notes]
+    _STANDARD.addHandler(handler)
+    _STANDARD.setLevel(level)
+    _STANDARD.propagate = False
+
+
+class Bar:
+    """A progress bar with rate and time left on stderr (rich)."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self.notes = _Notes(self)
+
+    def begin(self, what: str, total: int | None) -> None:
+        """A new phase; the bar of the one before disappears."""
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        if self._progress is None:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TaskProgressColumn(show_speed=True),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", style="yellow"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.start()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=total or None, note="")
+
+    def advance(self, steps: int) -> None:
+        """Steps done; a phase that turns out longer than thought grows."""
+        if self._progress is None or self._task is None:
+            return
+        self._progress.advance(self._task, steps)
+        task = self._progress.tasks[0]
+        self._progress.update(self._task, note="", total=max(task.total or 0, task.completed) or None)
+
+    def note(self, text: str) -> None:
+        """A word beside the bar, such as why nothing moves."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, note=text)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+
+class _Notes(logging.Handler):
+    """Shows what the pacer says beside the bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        super().__init__(logging.INFO)
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "etl.pacing":
+            self._bar.note(record.getMessage())

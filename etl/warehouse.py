@@ -1,0 +1,519 @@
+"""Verbs on the warehouse's own tables: save test sessions and error groups, payloads, drift, runs.
+
+Hides how rows get there: upserts, replaced children, the order of writes. Every verb takes a connection inside
+of the caller's transaction and never commits. Shared rows (error groups, drift) are written in key order and
+last, so that two workers cannot deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import uuid4
+
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl import process
+from etl.database import chunks, now
+from etl.documents import Document, known
+from etl.tables import (
+    check_executions,
+    error_group_environments,
+    error_group_playwright_tests,
+    error_group_root_cause_analyses,
+    error_groups,
+    etl_drift,
+    etl_payloads,
+    etl_queue,
+    etl_runs,
+    test_session_error_groups,
+    test_session_result_error_groups,
+    test_session_results,
+    test_sessions,
+)
+
+Row = dict[str, Any]
+COUNTERS = (
+    "test_sessions_saved",
+    "test_sessions_unchanged",
+    "test_sessions_dead",
+    "results_saved",
+    "api_requests",
+    "api_retries",
+    "throttled_ms",
+)
+RUN_SILENCE = timedelta(days=1)
+ERROR_GROUP_MAX_AGE = timedelta(days=1)
+
+_s = test_sessions.c
+_g = error_groups.c
+
+
+class SessionRows(Protocol):
+    """What `save_test_sessions` writes; made by `normalize.normalize_test_session`."""
+
+    test_session: Row
+    results: list[Row] | None
+    executions: list[Row] | None
+    error_group_ids: list[str] | None
+    result_error_groups: list[tuple[str, str]]
+
+    @property
+    def test_session_id(self) -> str: ...
+    @property
+    def is_final(self) -> bool: ...
+
+
+class ErrorGroupRows(Protocol):
+    """What `save_error_groups` writes; made by `normalize.normalize_error_group`."""
+
+    error_group: Row
+    environments: list[str]
+    playwright_tests: list[Row]
+    root_cause_analyses: list[Row]
+
+
+class DriftRows(Protocol):
+    """What `save_drift` writes."""
+
+    found: dict[tuple[str, str], tuple[int, str]]
+
+
+@dataclass(slots=True)
+class Saved:
+    """What became of the sessions that were to be saved. `changed` were written."""
+
+    changed: set[str] = field(default_factory=set)
+    unchanged: set[str] = field(default_factory=set)
+    results: int = 0
+
+
+# --- test sessions ----------------------------------------------------------------------------------------------
+
+
+def held_columns(connection: Connection, ids: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """The rows of test_sessions that we hold, by id."""
+    held: dict[str, Mapping[str, Any]] = {}
+    for some in chunks(sorted(ids)):
+        for row in connection.execute(select(test_sessions).where(_s.test_session_id.in_(some))).mappings():
+            held[row["test_session_id"]] = dict(row)
+    return held
+
+
+def save_test_sessions(
+    connection: Connection, batch: Sequence[SessionRows], *, etl_run_id: str | None, rewrite: bool = False
+) -> Saved:
+    """Save each session as a whole, in the caller's transaction; the caller holds the lock on each.
+
+    - Unchanged (both hashes equal ours): nothing is written, unless `rewrite`.
+    - RUNNING where we hold a final one: nothing of it is written.
+    - Final: its results, executions and links are replaced. RUNNING: they are added to, none is deleted.
+    - `results` None: the stored ones stay.
+    """
+    saved = Saved()
+    held = held_columns(connection, [rows.test_session_id for rows in batch])
+    moment = now(connection)
+    writing: list[SessionRows] = []
+    for rows in sorted(batch, key=lambda rows: rows.test_session_id):
+        row = held.get(rows.test_session_id)
+        same = row is not None and all(
+            row[digest] == rows.test_session[digest] for digest in ("payload_sha256", "summary_sha256")
+        )
+        goes_back = row is not None and row["is_final"] and not rows.is_final
+        if (same and not rewrite) or goes_back:
+            saved.unchanged.add(rows.test_session_id)
+            continue
+        writing.append(rows)
+        saved.changed.add(rows.test_session_id)
+        saved.results += len(rows.results or ())
+    if not writing:
+        return saved
+
+    stamps = {"first_exported_at": moment, "exported_at": moment, "etl_run_id": etl_run_id}
+    _upsert(
+        connection,
+        test_sessions,
+        [{**rows.test_session, **stamps} for rows in writing],
+        keep=("first_exported_at",),
+    )
+    _save_children(connection, writing)
+    _save_links(connection, writing, moment)
+    return saved
+
+
+def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> None:
+    told = [rows for rows in writing if rows.results is not None]
+    final = [rows.test_session_id for rows in told if rows.is_final]
+    running = [rows.test_session_id for rows in told if not rows.is_final]
+    _delete_of(connection, test_session_results, final)
+    _delete_of(connection, check_executions, final + running)
+    for some in chunks(running):
+        # Rows that this payload no longer holds stay, outside of any execution.
+        connection.execute(
+            update(test_session_results)
+            .where(test_session_results.c.test_session_id.in_(some))
+            .values(execution_no=None)
+        )
+    for_good = [row for rows in told if rows.is_final for row in rows.results or ()]
+    for_now = [row for rows in told if not rows.is_final for row in rows.results or ()]
+    _insert(connection, test_session_results, for_good)
+    _upsert(connection, test_session_results, for_now)
+    _insert(connection, check_executions, [row for rows in told for row in rows.executions or ()])
+
+
+def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
+    session_links = [
+        {"test_session_id": rows.test_session_id, "error_group_id": group}
+        for rows in writing
+        for group in rows.error_group_ids or ()
+    ]
+    result_links = [
+        {"test_session_id": rows.test_session_id, "test_session_result_id": result, "error_group_id": group}
+        for rows in writing
+        for result, group in rows.result_error_groups
+    ]
+    _delete_of(
+        connection,
+        test_session_error_groups,
+        [r.test_session_id for r in writing if r.is_final and r.error_group_ids is not None],
+    )
+    _delete_of(
+        connection,
+        test_session_result_error_groups,
+        [r.test_session_id for r in writing if r.is_final and r.results is not None],
+    )
+    accounts = {rows.test_session_id: rows.test_session["account_id"] for rows in writing}
+    groups = {link["error_group_id"]: accounts[link["test_session_id"]] for link in [*result_links, *session_links]}
+    _insert(
+        connection,
+        error_groups,
+        [{"error_group_id": group, "account_id": groups[group]} for group in sorted(groups)],
+        or_keep=True,
+    )
+    _insert(connection, test_session_error_groups, session_links, or_keep=True)
+    _insert(connection, test_session_result_error_groups, result_links, or_keep=True)
+
+
+def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
+    """Remember list entries whose detail told nothing new (404, or RUNNING again), so that discovery does not
+    bring them back in every pass."""
+    statement = (
+        update(test_sessions)
+        .where(_s.test_session_id == bindparam("id_"), _s.summary_sha256.is_distinct_from(bindparam("digest")))
+        .values(summary_sha256=bindparam("digest"), exported_at=now(connection))
+    )
+    for id_ in sorted(digests):
+        connection.execute(statement, {"id_": id_, "digest": digests[id_]})
+
+
+def held_results(connection: Connection, test_session_id: str) -> list[Row]:
+    """The result rows of a session that stand in an execution, in the payload's order."""
+    c = test_session_results.c
+    rows = connection.execute(
+        select(test_session_results)
+        .where(c.test_session_id == test_session_id, c.execution_no.is_not(None))
+        .order_by(c.position)
+    )
+    return [dict(row) for row in rows.mappings()]
+
+
+def replace_executions(connection: Connection, test_session_id: str, executions: Sequence[Row]) -> None:
+    """Replace a session's executions and nothing else of it."""
+    _delete_of(connection, check_executions, [test_session_id])
+    _insert(connection, check_executions, executions)
+
+
+# --- error groups -----------------------------------------------------------------------------------------------
+
+
+def error_groups_to_fetch(connection: Connection, account_id: str, touched: Mapping[str, datetime]) -> list[str]:
+    """Ids of error groups whose document is to be read, in order.
+
+    Those known by id only, whoever left them so; and of the `touched` ones (id -> newest start of a session that
+    refers to it) those that started after our copy's last_seen, or whose copy is a day old.
+    """
+    wanted = set(
+        connection.execute(
+            select(_g.error_group_id).where(
+                _g.fetched_at.is_(None), or_(_g.account_id == account_id, _g.account_id.is_(None))
+            )
+        ).scalars()
+    )
+    oldest = now(connection) - ERROR_GROUP_MAX_AGE
+    for some in chunks(sorted(touched)):
+        rows = connection.execute(
+            select(_g.error_group_id, _g.last_seen, _g.fetched_at).where(
+                _g.error_group_id.in_(some), _g.fetched_at.is_not(None)
+            )
+        )
+        for row in rows:
+            # last_seen is null after a 404: gone is gone, until the copy is a day old.
+            is_newer = row.last_seen is not None and touched[row.error_group_id] > row.last_seen
+            if is_newer or row.fetched_at <= oldest:
+                wanted.add(row.error_group_id)
+    return sorted(wanted)
+
+
+def count_error_groups(connection: Connection, account_id: str) -> int:
+    """How many error groups of the account we know: what listing them all would cost."""
+    return connection.execute(select(func.count()).where(_g.account_id == account_id)).scalar_one()
+
+
+def save_error_groups(
+    connection: Connection, batch: Sequence[ErrorGroupRows], *, account_id: str | None, is_fetch: bool = True
+) -> None:
+    """Replace each group as a whole; its account stays the one that it was first seen in.
+
+    Without `is_fetch` (replay) fetched_at stays, too.
+    """
+    if not batch:
+        return
+    batch = sorted(batch, key=lambda rows: rows.error_group["error_group_id"])
+    moment = now(connection)
+    ids = [rows.error_group["error_group_id"] for rows in batch]
+    _upsert(
+        connection,
+        error_groups,
+        [{**rows.error_group, "account_id": account_id, "fetched_at": moment} for rows in batch],
+        keep=("account_id",) if is_fetch else ("account_id", "fetched_at"),
+    )
+    for table in (error_group_environments, error_group_playwright_tests, error_group_root_cause_analyses):
+        for some in chunks(ids):
+            connection.execute(delete(table).where(table.c.error_group_id.in_(some)))
+    _insert(
+        connection,
+        error_group_environments,
+        [
+            {"error_group_id": rows.error_group["error_group_id"], "environment": name}
+            for rows in batch
+            for name in rows.environments
+        ],
+    )
+    _insert(connection, error_group_playwright_tests, [row for rows in batch for row in rows.playwright_tests])
+    _insert(connection, error_group_root_cause_analyses, [row for rows in batch for row in rows.root_cause_analyses])
+
+
+def error_groups_gone(connection: Connection, ids: Iterable[str]) -> None:
+    """Checkly no longer has them: what we know stays, and they are not asked for again."""
+    for some in chunks(sorted(ids)):
+        connection.execute(update(error_groups).where(_g.error_group_id.in_(some)).values(fetched_at=now(connection)))
+
+
+# --- payloads and drift -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One document to keep as received."""
+
+    kind: str
+    document_id: str
+    account_id: str | None
+    test_session_id: str | None
+    document: Document
+
+
+def save_payloads(connection: Connection, payloads: Iterable[Payload]) -> None:
+    """Keep the latest document of each kind and id."""
+    moment = now(connection)
+    rows = [
+        {
+            "kind": payload.kind,
+            "document_id": payload.document_id,
+            "account_id": payload.account_id,
+            "test_session_id": payload.test_session_id,
+            "body": payload.document.text,
+            "sha256": payload.document.sha256,
+            "fetched_at": moment,
+        }
+        for payload in sorted(payloads, key=lambda payload: (payload.kind, payload.document_id))
+    ]
+    _upsert(connection, etl_payloads, rows)
+
+
+def load_payloads(
+    connection: Connection, kind: str, ids: Collection[str], *, lock: bool = False
+) -> dict[str, tuple[Document, str | None]]:
+    """Stored documents with the account that each was fetched with, by id; with `lock` they stay as they are."""
+    c = etl_payloads.c
+    found: dict[str, tuple[Document, str | None]] = {}
+    for some in chunks(sorted(ids)):
+        query = select(c.document_id, c.body, c.account_id).where(c.kind == kind, c.document_id.in_(some))
+        if lock:
+            query = query.order_by(c.document_id).with_for_update()
+        for id_, body, account_id in connection.execute(query).tuples():
+            found[id_] = (known(body.encode()), account_id)
+    return found
+
+
+def payload_ids(connection: Connection, kind: str, *, after: str | None, limit: int) -> list[str]:
+    """Ids of stored documents in order, from behind `after`."""
+    c = etl_payloads.c
+    query = select(c.document_id).where(c.kind == kind).order_by(c.document_id).limit(limit)
+    if after is not None:
+        query = query.where(c.document_id > after)
+    return list(connection.execute(query).scalars())
+
+
+def count_payloads(connection: Connection, kind: str) -> int:
+    """How many documents of a kind are stored."""
+    return connection.execute(select(func.count()).where(etl_payloads.c.kind == kind)).scalar_one()
+
+
+def save_drift(connection: Connection, drifts: Iterable[DriftRows]) -> None:
+    """Add to what the typed columns do not know."""
+    total: dict[tuple[str, str], tuple[int, str]] = {}
+    for drift in drifts:
+        for key, (occurrences, example) in drift.found.items():
+            total[key] = (total.get(key, (0, ""))[0] + occurrences, example)
+    if not total:
+        return
+    moment = now(connection)
+    statement: Any = _dialect_insert(connection)(etl_drift)
+    statement = statement.on_conflict_do_update(
+        index_elements=["kind", "json_path"],
+        set_={
+            "last_seen_at": statement.excluded.last_seen_at,
+            "occurrences": etl_drift.c.occurrences + statement.excluded.occurrences,
+            "example": statement.excluded.example,
+        },
+    )
+    connection.execute(
+        statement,
+        [
+            {
+                "kind": kind,
+                "json_path": json_path,
+                "first_seen_at": moment,
+                "last_seen_at": moment,
+                "occurrences": occurrences,
+                "example": example,
+            }
+            for (kind, json_path), (occurrences, example) in sorted(total.items())
+        ],
+    )
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def start_run(connection: Connection, command: str) -> str:
+    """A new row of etl_runs. Runs whose process has died, or that have been silent for a day, are interrupted."""
+    moment, etl_run_id = now(connection), str(uuid4())
+    c = etl_runs.c
+    unfinished = select(c.etl_run_id, c.process, c.heartbeat_at).where(c.outcome.is_(None)).order_by(c.etl_run_id)
+    for run in connection.execute(unfinished).all():
+        if process.has_died(run.process) or run.heartbeat_at < moment - RUN_SILENCE:
+            connection.execute(
+                update(etl_runs)
+                .where(c.etl_run_id == run.etl_run_id)
+                .values(outcome="interrupted", finished_at=c.heartbeat_at, error="its process ended without a word")
+            )
+    connection.execute(
+        insert(etl_runs).values(
+            etl_run_id=etl_run_id,
+            command=command,
+            process=process.NAME,
+            started_at=moment,
+            heartbeat_at=moment,
+            **dict.fromkeys(COUNTERS, 0),
+        )
+    )
+    return etl_run_id
+
+
+def update_run(
+    connection: Connection,
+    etl_run_id: str,
+    counters: Mapping[str, int],
+    *,
+    outcome: str | None = None,
+    error: str | None = None,
+) -> None:
+    """Write the run's counters as they stand; with an outcome it is over."""
+    moment = now(connection)
+    values: Row = {"heartbeat_at": moment, **counters}
+    if outcome is not None:
+        values |= {"outcome": outcome, "error": error, "finished_at": moment}
+    connection.execute(update(etl_runs).where(etl_runs.c.etl_run_id == etl_run_id).values(values))
+
+
+# --- what `status` shows ------------------------------------------------------------------------------------------
+
+
+def freshness(connection: Connection) -> list[Row]:
+    """The rows of v_freshness."""
+    times = dict.fromkeys(("last_success_at", "newest_started_at", "oldest_due_at"), etl_queue.c.available_at.type)
+    query = text("SELECT * FROM v_freshness ORDER BY account_id").columns(account_id=_s.test_session_id.type, **times)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def stale_test_sessions(connection: Connection, limit: int = 20) -> list[Row]:
+    """Sessions that were RUNNING when we last saw them and that nobody will read again."""
+    waiting = select(etl_queue.c.test_session_id).where(etl_queue.c.test_session_id == _s.test_session_id)
+    query = (
+        select(_s.test_session_id, _s.name, _s.status, _s.started_at, _s.exported_at)
+        .where(_s.is_final.is_(False), ~waiting.exists())
+        .order_by(_s.started_at.desc())
+        .limit(limit)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def last_runs(connection: Connection, limit: int = 5) -> list[Row]:
+    """The newest runs first."""
+    query = select(etl_runs).order_by(etl_runs.c.started_at.desc(), etl_runs.c.etl_run_id).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def drift(connection: Connection, limit: int = 20) -> list[Row]:
+    """What the typed columns do not know, newest first."""
+    query = select(etl_drift).order_by(etl_drift.c.last_seen_at.desc(), etl_drift.c.json_path).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count_test_sessions(connection: Connection) -> int:
+    """How many test sessions we hold."""
+    return connection.execute(select(func.count()).select_from(test_sessions)).scalar_one()
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def _dialect_insert(connection: Connection) -> Callable[[Table], Any]:
+    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+
+
+def _insert(connection: Connection, table: Table, rows: Sequence[Row], *, or_keep: bool = False) -> None:
+    if not rows:
+        return
+    statement = _dialect_insert(connection)(table)
+    connection.execute(statement.on_conflict_do_nothing() if or_keep else statement, _complete(table, rows))
+
+
+def _upsert(connection: Connection, table: Table, rows: Sequence[Row], *, keep: Collection[str] = ()) -> None:
+    if not rows:
+        return
+    statement = _dialect_insert(connection)(table)
+    keys = [column.name for column in table.primary_key]
+    statement = statement.on_conflict_do_update(
+        index_elements=keys,
+        set_={name: statement.excluded[name] for name in rows[0] if name not in keys and name not in keep},
+    )
+    connection.execute(statement, _complete(table, rows))
+
+
+def _complete(table: Table, rows: Sequence[Row]) -> list[Row]:
+    # executemany takes its columns from the first row: every row must have the same ones.
+    names = rows[0].keys()
+    if any(row.keys() != names for row in rows):
+        raise AssertionError(f"rows of {table.name} differ in their columns")
+    return list(rows)
+
+
+def _delete_of(connection: Connection, table: Table, test_session_ids: Sequence[str]) -> None:
+    for some in chunks(test_session_ids):
+        connection.execute(delete(table).where(table.c.test_session_id.in_(some)))
