@@ -183,7 +183,7 @@ def _view_grants(connection: Connection, names: list[str]) -> list[Grant]:
         ),
         {"names": names},
     )
-    return [(view, grant) for view, grant in rows.tuples()]
+    return [(view, grant) for view, grant in rows]
 
 
 # --- is it current? -----------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def _state(connection: Connection) -> dict[str, str]:
     rows = connection.execute(
         text(f"SELECT version_num, '' FROM {VERSION_TABLE} UNION ALL SELECT view_name, sha256 FROM etl_views")
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _check_server(connection: Connection) -> None:

@@ -121,9 +121,7 @@ def enqueue_listed(
                 select(test_sessions.c.test_session_id, test_sessions.c.summary_sha256).where(
                     test_sessions.c.test_session_id.in_(ids)
                 )
-            )
-            .tuples()
-            .all()
+            ).all()
         )
         new: list[dict[str, Any]] = []
         for entry in some:
@@ -159,7 +157,7 @@ def unqueued(connection: Connection, entries: Sequence[Listed]) -> int:
         seen: dict[str, set[str | None]] = {}
         for table in (test_sessions, etl_queue):
             found = select(table.c.test_session_id, table.c.summary_sha256).where(table.c.test_session_id.in_(ids))
-            for id_, digest in connection.execute(found).tuples():
+            for id_, digest in connection.execute(found):
                 seen.setdefault(id_, set()).add(digest)
         count += sum(entry.summary.sha256 not in seen.get(entry.test_session_id, ()) for entry in some)
     return count
@@ -440,5 +438,5 @@ def count_due(connection: Connection, account_id: str) -> int:
 
 def count_states(connection: Connection) -> dict[str, int]:
     """Rows by state."""
-    rows = connection.execute(select(_q.state, func.count()).group_by(_q.state)).tuples()
+    rows = connection.execute(select(_q.state, func.count()).group_by(_q.state))
     return dict(rows.all())

@@ -344,7 +344,7 @@ def load_payloads(
         query = select(c.document_id, c.body, c.account_id).where(c.kind == kind, c.document_id.in_(some))
         if lock:
             query = query.order_by(c.document_id).with_for_update()
-        for id_, body, account_id in connection.execute(query).tuples():
+        for id_, body, account_id in connection.execute(query):
             found[id_] = (known(body.encode()), account_id)
     return found
 
