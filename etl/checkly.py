@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import os
 import random
+import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +28,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode
@@ -34,7 +36,7 @@ import msgspec
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -94,8 +96,7 @@ class Page:
     is_last: bool
 
 
-class _ListDocument(msgspec.Struct):
-    entries: list[msgspec.Raw]
+class _Cursor(msgspec.Struct):
     next_id: str | None = msgspec.field(default=None, name="nextId")
 
 
@@ -126,8 +127,9 @@ class Client:
         self._max_body = max_body
         self._pace = pace
         self._stop = stop
-        self._lock = threading.Lock()
-        self._account_is_allowed: bool | None = None
+        self._lock = threading.Lock()  # the counts of calls
+        self._probing = threading.Lock()  # the next: a call is made under it
+        self._account_is_allowed = False
         self._headers = {
             "Authorization": f"Bearer {api_key}",
             "x-checkly-account": account_id,
@@ -135,17 +137,14 @@ class Client:
             "Accept-Encoding": "gzip, deflate",
             "User-Agent": user_agent,
         }
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.mount("http://", _DeadlineAdapter(pool_maxsize=connections))
-        self._session.mount("https://", _DeadlineAdapter(pool_maxsize=connections))
-        self._proxies = get_environ_proxies(api_url)
+        # No `requests.Session`: it keeps cookies, and reads a redirect's body even if told not to follow it.
+        self._adapter = _DeadlineAdapter(pool_maxsize=connections)
+        self._proxies = _proxies(api_url)
         self._verify = _ca_bundle()
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._adapter.close()
 
     # --- test sessions ---
 
@@ -168,19 +167,18 @@ class Client:
         Raises Rejected with status 402 as `PlanLacksList`; a cursor that repeats ends the walk with
         ApiUnavailable, because the rest of the list cannot be reached.
         """
-        params: dict[str, str] = {"limit": str(PAGE_SIZE), "from": str(int(since.timestamp()))}
+        params: dict[str, str] = {"limit": str(PAGE_SIZE), "from": str(math.floor(since.timestamp()))}
         if until is not None:
             # Both are whole seconds at the API: rounded outwards, so that nothing falls between.
-            params["to"] = str(-int(-until.timestamp() // 1))
+            params["to"] = str(math.ceil(until.timestamp()))
         seen: set[str] = set()
         number = 0
         while True:
             number += 1
             what = f"list of test sessions, page {number}"
             document = self._list(params, what)
-            listed = documents.decode(document, _ListDocument)
-            entries = [documents.known(bytes(raw)) for raw in listed.entries]
-            cursor = listed.next_id or None
+            entries = documents.items(document, "entries")
+            cursor = documents.decode(document, _Cursor).next_id or None
             yield Page(entries, number, is_last=cursor is None)
             if cursor is None:
                 return
@@ -197,11 +195,13 @@ class Client:
         self._list({"limit": "1"}, "list of test sessions", tries=1)
 
     def is_answering(self) -> bool:
-        """Does the API answer at all? For telling an outage from bad documents."""
+        """Does the API answer at all? For telling an outage from bad documents. Raises Interrupted only."""
         try:
             self.check_access()
         except (ApiUnavailable, ApiDown):
             return False
+        except Interrupted:
+            raise
         except EtlError:
             return True  # a refusal is an answer
         return True
@@ -222,8 +222,8 @@ class Client:
 
     def _tell_apart(self, what: str) -> None:
         """After a 403 on one document: is it the document or the account? Asked once."""
-        with self._lock:
-            if self._account_is_allowed is None:
+        with self._probing:
+            if not self._account_is_allowed:
                 with suppress(PlanLacksList):  # the plan says nothing about who may come in
                     self._list({"limit": "1"}, what)
                 self._account_is_allowed = True
@@ -241,27 +241,29 @@ class Client:
             number += 1
             params = {"limit": str(PAGE_SIZE), "page": str(number)}
             document = self._get("/v1/test-session-error-groups", params, f"list of error groups, page {number}")
-            raw = documents.decode(document, list[msgspec.Raw])
-            yield [documents.known(bytes(item)) for item in raw]
-            if len(raw) < PAGE_SIZE:
+            groups = documents.items(document)
+            yield groups
+            if len(groups) < PAGE_SIZE:
                 return
 
     # --- one call ---
 
     def _get(self, path: str, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
-        """One document, with short retries. No try begins later than `timeout` after the first."""
+        """One document, with short retries. None is begun later than `timeout` after the first try."""
         url = f"{self.api_url}{path}" + (f"?{urlencode(params)}" if params else "")
-        began = time.monotonic()
+        began: float | None = None
         throttled_since: float | None = None
         failures = 0
         while True:
             self._pace.acquire()
+            began = began or time.monotonic()  # waiting for one's turn says nothing about the API
             with self._lock:
                 self.calls.requests += 1
                 self.calls.retries += failures > 0 or throttled_since is not None
             try:
                 document = self._exchange(url, what)
             except _Throttled as error:
+                began = None
                 throttled_since = throttled_since or time.monotonic()
                 self._pace.pause(error.retry_after)
                 if time.monotonic() - throttled_since > LONGEST_PAUSE:
@@ -293,32 +295,36 @@ class Client:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
         request = requests.Request("GET", url, headers=self._headers).prepare()
         try:
-            response = self._session.send(
+            response = self._adapter.send(
                 request,
                 stream=True,
-                allow_redirects=False,
-                # A total: urllib3 gives what connecting leaves of it to the response, which keeps it as a deadline.
-                timeout=urllib3.Timeout(total=self._timeout),  # type: ignore[arg-type]
+                timeout=_Deadline(self._timeout),  # type: ignore[arg-type]
                 proxies=self._proxies,
                 verify=self._verify,
             )
             with response:
                 if response.status_code != 200:
                     self._refuse(response, what)
-                body = self._read(response, what)
+                body = self._read(response)
         except requests.exceptions.SSLError as error:
-            raise _Failed(f"TLS failed: {_cause(error)}", is_passing=False) from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            # A connection that broke off may work the next time, a certificate that is not good will not.
+            passing = isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            raise _Failed(f"TLS failed: {_cause(error)}", is_passing=passing) from error
+        except requests.exceptions.ProxyError as error:
+            cause = _cause(error)
+            passing = not cause.endswith(" 407")  # a password is wrong however often it is tried
+            raise _Failed(f"the proxy to {self.api_url} cannot be used: {cause}", is_passing=passing) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # The libraries let a ValueError pass for some of what is no HTTP, such as a chunk of -2 bytes.
             raise _Failed(self._explain(error)) from error
         try:
             return documents.read(body)
         except documents.NotJson as error:
             raise _Failed(f"answered 200 with a body that is {error}", kind="unreadable") from None
 
-    def _read(self, response: requests.Response, what: str) -> bytes:
-        declared = response.headers.get("Content-Length", "")
+    def _read(self, response: requests.Response) -> bytes:
         too_large = PayloadError("$", f"the body is over {self._max_body} bytes (checkly.max_body)")
-        if declared.isascii() and declared.isdigit() and int(declared) > self._max_body:
+        if (response.raw.length_remaining or 0) > self._max_body:
             raise too_large
         body = bytearray()
         try:
@@ -360,8 +366,6 @@ class Client:
         raise _Failed(f"the API answered {status}", is_passing=status >= 500)
 
     def _explain(self, error: Exception) -> str:
-        if isinstance(error, requests.exceptions.ProxyError):
-            return f"the proxy to {self.api_url} cannot be used: {_cause(error)}"
         if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) or isinstance(
             _root(error), TimeoutError
         ):
@@ -376,8 +380,9 @@ class PlanLacksList(Rejected):
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, in either form (seconds, or an HTTP date); None if there is none.
+    """Seconds of a Retry-After header, in either form (seconds, or an HTTP date).
 
+    None if it says nothing, nothing that can be read, or no time at all: one's own backoff is better than a storm.
     https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Retry-After
     """
     if value is None:
@@ -388,12 +393,12 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
-    return min(max(0.0, seconds), 86_400.0) if seconds == seconds else None
+    return min(seconds, 86_400.0) if seconds > 0 else None
 
 
 # --- faults inside of one call: never seen outside of this file -----------------------------------------------
@@ -435,10 +440,29 @@ def _cause(error: Exception) -> str:
     root = _root(error)
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
-    if isinstance(root, urllib3.exceptions.IncompleteRead):
+    if isinstance(root, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
         return "the connection ended early"
+    if isinstance(root, (ValueError, http.client.HTTPException)) and not isinstance(root, OSError):
+        return "what came is not HTTP"  # their own words quote what came, or what was sent
     text = str(root.args[0]) if root.args and isinstance(root.args[0], str) else type(root).__name__
+    if answered := re.match(r"Tunnel connection failed: \d+", text):
+        return answered[0]
     return text.split(": ", 1)[-1][:200] if "object at 0x" in text else text[:200]
+
+
+def _proxies(api_url: str) -> dict[str, str]:
+    proxies = get_environ_proxies(api_url)
+    proxy = select_proxy(api_url, proxies)
+    if proxy:
+        # Checked here, because later the libraries' errors would tell its password.
+        try:
+            parts = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        except urllib3.exceptions.LocationParseError:
+            parts = urllib3.util.Url()
+        if parts.scheme not in ("http", "https") or not parts.host:
+            name = f"{api_url.split(':', 1)[0].upper()}_PROXY"
+            raise ConfigError(f"{name} (or ALL_PROXY) must be the URL of an HTTP proxy, http://HOST:PORT")
+    return proxies
 
 
 def _ca_bundle() -> str | bool:
@@ -451,7 +475,34 @@ def _ca_bundle() -> str | bool:
     return True
 
 
-# --- a deadline over a whole response ---------------------------------------------------------------------------
+# --- a deadline over a whole exchange ---------------------------------------------------------------------------
+
+
+def _left(deadline: float) -> float:
+    """Seconds, for a socket: 0 would mean not to wait at all, and be another error."""
+    return max(0.001, deadline - time.monotonic())
+
+
+class _Deadline(urllib3.Timeout):
+    """What is left of one exchange, whenever urllib3 asks. (Its own clock leaves out a proxy's CONNECT.)"""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(total=seconds)
+        self._deadline = time.monotonic() + seconds
+
+    def clone(self) -> _Deadline:
+        return self
+
+    def start_connect(self) -> float:
+        return time.monotonic()
+
+    @property
+    def connect_timeout(self) -> float:
+        return _left(self._deadline)
+
+    @property
+    def read_timeout(self) -> float:
+        return _left(self._deadline)
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -485,13 +536,53 @@ class _DeadlineResponse(http.client.HTTPResponse):
             raw = self.fp.detach()
             self.fp = io.BufferedReader(_DeadlineReader(sock, raw, time.monotonic() + left))
 
+    def _safe_read(self, amt: int) -> bytes:
+        # urllib3 takes a chunk of -1 bytes for good, which here means: all that ever comes.
+        if amt < 0:
+            raise ValueError("a negative length")
+        return super()._safe_read(amt)  # type: ignore[misc, no-any-return]
+
 
 class _Connection(HTTPConnection):
+    """Connects within the time that is left, over all addresses, a proxy and TLS."""
+
     response_class = _DeadlineResponse
+    _deadline = 0.0
+
+    def _new_conn(self) -> socket.socket:
+        # urllib3 gives the whole time to each address: one that is silent would leave none to the others.
+        total = self.timeout
+        self._deadline = time.monotonic() + (total if isinstance(total, (int, float)) else 0)
+        try:
+            addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
+        while True:
+            family, kind, protocol, _, address = addresses.pop(0)
+            sock = socket.socket(family, kind, protocol)
+            try:
+                for option in self.socket_options or ():
+                    sock.setsockopt(*option)
+                sock.settimeout(_left(self._deadline) / (len(addresses) + 1))
+                sock.connect(address)
+                sock.settimeout(_left(self._deadline))
+                return sock
+            except TimeoutError as error:
+                sock.close()
+                if not addresses:
+                    raise urllib3.exceptions.ConnectTimeoutError(self, "connecting timed out") from error
+            except OSError as error:
+                sock.close()
+                if not addresses:
+                    raise urllib3.exceptions.NewConnectionError(self, _cause(error)) from error
+
+    def _tunnel(self) -> None:
+        super()._tunnel()
+        self.sock.settimeout(_left(self._deadline))
 
 
-class _SecureConnection(HTTPSConnection):
-    response_class = _DeadlineResponse
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
 
 
 class _Pool(HTTPConnectionPool):

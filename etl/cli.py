@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ def run(argv: Sequence[str]) -> int:
         # The reader of our stdout went away (`| head`): not an error, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except Exception as error:
+        logging.getLogger(__name__).critical("a bug in checkly-etl, please report it", exc_info=error)
+        return _failed([f"a bug in checkly-etl ({type(error).__name__})"], EXIT_WARNING, redactor, wants_json)
     return code
 
 
@@ -293,7 +297,12 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
         settings.require_accounts()  # before anything is touched
     with _database(settings) as database:
         etl = Etl(settings, database, user_agent=_user_agent(), progress=arguments.bar or Silent())
-        timer = threading.Timer(max_time.total_seconds(), etl.stop.set) if max_time else None
+
+        def end_of_time() -> None:
+            etl.time_is_up = True
+            etl.stop.set()
+
+        timer = threading.Timer(max_time.total_seconds(), end_of_time) if max_time else None
         if timer is not None:
             timer.daemon = True
             timer.start()
@@ -378,7 +387,7 @@ def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Sign
         if c["throttled_ms"] >= 1000:
             calls += f", {c['throttled_ms'] / 1000:,.0f} s waited for the rate budget"
         print(f"{command} {outcome.word}: test sessions {', '.join(told)}; {calls}")
-    if outcome.interrupted:
+    if outcome.is_interrupted or outcome.is_out_of_time:
         print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
     if outcome.counters["test_sessions_dead"]:
         print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
@@ -391,8 +400,6 @@ def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Sign
 
 
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
-    import logging
-
     from etl import warehouse
     from etl.errors import WarehouseUnavailable
 
@@ -410,7 +417,7 @@ def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
                 "see: checkly-etl status"
             )
-            logging.getLogger("etl.cli").warning("%s", outcome.warnings[-1])
+            logging.getLogger(__name__).warning("%s", outcome.warnings[-1])
 
 
 def _print_plan(arguments: Arguments, plan: Any) -> int:
@@ -435,7 +442,8 @@ def _print_status(status: Mapping[str, Any]) -> None:
         print(f"  last success   {_time(row['last_success_at'])}")
         print(f"  newest session {_time(row['newest_started_at'])}")
         print(
-            f"  queue          {row['due']} due, {row['scheduled']} scheduled, {row['leased']} leased, {row['dead']} dead"
+            f"  queue          {row['due']} due, {row['scheduled']} scheduled, "
+            f"{row['leased']} leased, {row['dead']} dead"
         )
         if row["hours_until_loss"] is not None:
             print(
@@ -492,7 +500,7 @@ def _print_dead(arguments: Arguments, letters: Sequence[Any]) -> None:
 
 
 _ADVICE = {
-    "not_found": "Checkly does not have it: a wrong id, another account's, or past its retention. Then: dead discard ID",
+    "not_found": "Checkly does not have it (a wrong id, another account's, past its retention): dead discard ID",
     "forbidden": "let the key's user see it at Checkly, then: dead retry ID",
     "rejected": "the API rejects the id itself: dead discard ID",
     "payload": "the document breaks the API's contract: report it with the reason, retry after an upgrade",

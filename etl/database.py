@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from etl.errors import SchemaNotCurrent, WarehouseUnavailable
+from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 
 T = TypeVar("T")
 
@@ -60,6 +60,10 @@ class Database:
         self.schema = schema
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
+            if parsed.query:
+                raise ConfigError(
+                    "warehouse.url: a SQLite file has no ?parameters; a ? in its name is written as %3F"
+                )
             self.path: Path | None = Path(parsed.database or "").absolute()
             engine = _sqlite_engine(self.path, create, connections)
         else:
@@ -78,8 +82,12 @@ class Database:
         event.listen(engine, "begin", self._on_begin)
 
     def _on_begin(self, connection: Connection) -> None:
+        options = connection.get_execution_options()
         if self.is_sqlite:
-            connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+            if options.get("sqlite_migration"):
+                connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+                connection.exec_driver_sql("PRAGMA legacy_alter_table=ON")
+            connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
         elif self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
             connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
@@ -89,7 +97,11 @@ class Database:
         """Full name for people: never a password."""
         if self.path is not None:
             return f"sqlite:///{self.path}"
-        shown = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        url = self.engine.url.set(drivername="postgresql")
+        hidden = {
+            key: "***" for key in url.query if "pass" in key.lower()
+        }  # libpq takes ?password= and ?sslpassword=
+        shown = url.update_query_dict(hidden).render_as_string(hide_password=True)
         return f"{shown} schema {self.schema}" if self.schema else shown
 
     @contextmanager
@@ -103,6 +115,23 @@ class Database:
         """A transaction that may write. Committed at the end of the block, rolled back on any exception."""
         with _translated(self.name), self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        """A transaction that may rebuild tables.
+
+        SQLite alters a table by making a new one and dropping the old: with foreign keys on, that would delete the
+        children of every row (ON DELETE CASCADE), and the rename would trip over views of other people.
+        """
+        with _translated(self.name), self._writer.connect() as connection:
+            try:
+                with connection.execution_options(sqlite_migration=True).begin():
+                    yield connection
+                    if self.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                        raise AssertionError("the migration left rows whose foreign keys point nowhere")
+            finally:
+                if self.is_sqlite:
+                    connection.detach()  # its pragmas end with it
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a writing transaction, again from its start after a deadlock or a lost connection.
@@ -170,7 +199,8 @@ def _translated(name: str) -> Iterator[None]:
             raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
         raise
     except DBAPIError as error:
-        if error.connection_invalidated or is_transient(error):
+        # sqlite3 says DatabaseError itself of a file that is no database, or a broken one.
+        if is_transient(error) or type(error) is DatabaseError:
             raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
         raise
 
@@ -193,12 +223,16 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
             isolation_level=None,  # we say BEGIN ourselves
             check_same_thread=False,
         )
-        if create:
-            connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        # With WAL, NORMAL loses nothing when a process dies; a power cut may undo the newest transactions
-        # as a whole, rows and ack together, so they are simply fetched again.
-        connection.execute("PRAGMA synchronous=NORMAL")
+        try:
+            if create:
+                connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            # With WAL, NORMAL loses nothing when a process dies; a power cut may undo the newest transactions
+            # as a whole, rows and ack together, so they are simply fetched again.
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4}

@@ -24,6 +24,8 @@ from etl.errors import PayloadError
 T = TypeVar("T")
 
 REPLACEMENT = "\ufffd"
+_SCANNER = json.JSONDecoder(parse_float=str, parse_int=str)  # finds ends; numbers of any size pass
+_NO_SPACE = re.compile(r"[^ \t\n\r]")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # Every NUL and every surrogate is written as one of these escapes: a raw one is no JSON, or no UTF-8.
 _MAY_BE_UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
@@ -78,6 +80,46 @@ def decode(document: Document, type_: type[T]) -> T:
         return msgspec.json.decode(document.body, type=type_)
 
 
+def items(document: Document, field: str | None = None) -> list[Document]:
+    """The items of the array that the document is, or has as `field`, each as received. Raises PayloadError."""
+    # By hand: msgspec.Raw would do it, but refuses the whole page for one lone surrogate.
+    path = "$" if field is None else f"$.{field}"
+    text = document.text
+    with _payload_errors():
+        begin = _skip_space(text, 0)
+        if field is not None:
+            if text[begin] != "{":
+                raise PayloadError("$", "Expected `object`")
+            fields = {name: at for name, at, _ in _members(text, begin)}
+            if field not in fields:
+                raise PayloadError("$", f"Object missing required field `{field}`")
+            begin = fields[field]
+        if text[begin] != "[":
+            raise PayloadError(path, "Expected `array`")
+        return [known(text[at:end].encode()) for _, at, end in _members(text, begin)]
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str | None, int, int]]:
+    """Name, begin and end of what is in the array or object at `at` of a text that was checked before."""
+    is_object = text[at] == "{"
+    at = _skip_space(text, at + 1)
+    while text[at] not in "]}":
+        name = None
+        if is_object:
+            name, at = _SCANNER.raw_decode(text, at)
+            at = _skip_space(text, _skip_space(text, at) + 1)
+        _, end = _SCANNER.raw_decode(text, at)
+        yield name, at, end
+        at = _skip_space(text, end)
+        if text[at] == ",":
+            at = _skip_space(text, at + 1)
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _NO_SPACE.search(text, at)
+    return found.start() if found else len(text)
+
+
 def convert(value: Any, type_: type[T]) -> T:
     """The typed value of an untyped one. Raises PayloadError like `decode`."""
     with _payload_errors():
@@ -116,7 +158,8 @@ def storable(value: Any) -> Any:
 
 
 def _loads(text: bytes) -> Any:
-    return json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+    # Decoded here: for bytes, `json` guesses whether they are UTF-16.
+    return json.loads(text.decode(), parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
 
 
 def _no_constant(name: str) -> Any:

@@ -12,9 +12,11 @@ may be missing: losing a session for good is worse than a null.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -58,6 +60,7 @@ _CHECK_TYPES = frozenset(
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _KEY_LENGTH = 500  # what we put into a key of a table must fit into an index entry
 _EXAMPLE_LENGTH = 200
+_ANALYSIS_DEPTH = 64  # deeper, and whoever serializes it may run out of stack; Checkly's own are 4 deep
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -145,7 +148,7 @@ class Summary(_Document):
     passed: Any = None
     failed: Any = None
     cancelled: Any = None
-    status: str | None = None
+    status: Any = None
     region: str | None = None
     private_location_id: str | None = None
     invoker: Invoker | None = None
@@ -155,13 +158,10 @@ class Summary(_Document):
     commit_message: str | None = None
     branch_name: str | None = None
     environment: str | None = None
-    started_at: datetime | None = None
+    started_at: Any = None
     stopped_at: datetime | None = None
     created_at: datetime | None = msgspec.field(default=None, name="created_at")
     updated_at: datetime | None = msgspec.field(default=None, name="updated_at")
-
-
-_Int32 = msgspec.Meta(ge=-(2**31), le=2**31 - 1)
 
 
 class PlaywrightTest(_Document):
@@ -198,6 +198,13 @@ class ErrorGroup(_Document):
     root_cause_analyses: list[RootCauseAnalysis] | None = None
 
 
+class _EntryKey(msgspec.Struct):
+    """What discovery is after in an entry of any list."""
+
+    id: str
+    created_at: Any = None
+
+
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
@@ -212,8 +219,7 @@ class Drift:
         key = (kind, str(documents.storable(json_path))[:_KEY_LENGTH])
         occurrences, kept = self.found.get(key, (0, ""))
         if not kept:
-            shown = example if isinstance(example, str) else json.dumps(example, default=str)
-            kept = str(documents.storable(shown))[:_EXAMPLE_LENGTH]
+            kept = str(documents.storable(_shown(example)))[:_EXAMPLE_LENGTH]
         self.found[key] = (occurrences + 1, kept)
 
 
@@ -278,14 +284,17 @@ def normalize_test_session(
     session["payload_sha256"] = detail.sha256
     session["summary_sha256"] = summary.sha256 if summary else (held or {}).get("summary_sha256")
 
-    error_group_ids = document.error_group_ids
-    if error_group_ids is None and summary is not None:
-        error_group_ids = listed.get("error_group_ids")
+    error_group_ids: list[str] | None = None
+    if document.error_group_ids is not None:
+        error_group_ids = _our_ids(document.error_group_ids, "$.errorGroupIds")
+    elif listed.get("error_group_ids") is not None:
+        with _in_list_entry():
+            error_group_ids = _our_ids(listed["error_group_ids"], "$.errorGroupIds")
     rows = TestSessionRows(
         test_session=session,
         results=None,
         executions=None,
-        error_group_ids=None if error_group_ids is None else _our_ids(error_group_ids, "$.errorGroupIds"),
+        error_group_ids=error_group_ids,
         result_error_groups=[],
         drift=drift,
     )
@@ -350,11 +359,8 @@ def result_ids(rows: Iterable[Row]) -> list[str]:
 def entry_key(entry: Document) -> tuple[str, datetime | None]:
     """Id and creation time of a list entry. Raises PayloadError if it has no usable id."""
 
-    class Key(msgspec.Struct):
-        id: str
-        created_at: Any = None
-
-    key = documents.decode(entry, Key)
+    with _named_fields():
+        key = documents.decode(entry, _EntryKey)
     created_at: datetime | None = None
     if isinstance(key.created_at, str):
         try:
@@ -381,11 +387,21 @@ def _listed(
     """What the list says, by column name: from the entry, else from the columns that it once filled."""
     if summary is None:
         return held or {}
+    with _in_list_entry():
+        return _summary_columns(summary, test_session_id, drift)
+
+
+@contextmanager
+def _in_list_entry() -> Iterator[None]:
     try:
-        entry = _decode(summary, Summary, TEST_SESSION_SUMMARY, drift)
-        _check_id(entry.id, test_session_id, "$.id")
+        yield
     except PayloadError as error:
         raise PayloadError(error.json_path, f"{error.reason} (in its list entry)") from None
+
+
+def _summary_columns(summary: Document, test_session_id: str, drift: Drift) -> Mapping[str, Any]:
+    entry = _decode(summary, Summary, TEST_SESSION_SUMMARY, drift)
+    _check_id(entry.id, test_session_id, "$.id")
     if entry.provider is not None and entry.provider not in _PROVIDERS:
         drift.note(TEST_SESSION_SUMMARY, "$.provider", entry.provider)
 
@@ -615,7 +631,11 @@ def _history_key(*parts: str | None) -> str:
 
 def _root_cause_analysis_row(error_group_id: str, position: int, document: RootCauseAnalysis, drift: Drift) -> Row:
     path = f"$.rootCauseAnalyses[{position - 1}]"
-    analysis = document.analysis if isinstance(document.analysis, dict) else {}
+    whole = document.analysis
+    if _is_deeper(whole, _ANALYSIS_DEPTH):
+        drift.note(ERROR_GROUP, "$.rootCauseAnalyses[].analysis", whole)
+        whole = None
+    analysis = whole if isinstance(whole, dict) else {}
 
     def said(name: str) -> str | None:
         value = analysis.get(name)
@@ -633,7 +653,7 @@ def _root_cause_analysis_row(error_group_id: str, position: int, document: RootC
         "user_impact": said("userImpact"),
         "root_cause": said("rootCause"),
         "code_fix": said("codeFix"),
-        "analysis": document.analysis,
+        "analysis": whole,
     }
 
 
@@ -642,13 +662,40 @@ def _root_cause_analysis_row(error_group_id: str, position: int, document: RootC
 
 def _decode(document: Document, type_: type[S], kind: str, drift: Drift) -> S:
     """Decode, and note as drift every field that `type_` does not have."""
-    try:
-        return documents.decode(document, type_)
-    except PayloadError:
+    with _named_fields():
+        try:
+            return documents.decode(document, type_)
+        except PayloadError as error:
+            first = error
         # Either illegal or only unknown: without its unknown fields it tells.
-        value = documents.untyped(document)
-        _prune(value, msgspec.inspect.type_info(type_), "$", kind, drift)
+        try:
+            value = documents.untyped(document)
+        except PayloadError as error:
+            # Who reads without types knows no place; who reads with them may have stopped at the unknown field.
+            raise (error if _UNKNOWN_FIELD.match(first.reason) else first) from None
+        _prune(value, _type_info(type_), "$", kind, drift)
         return documents.convert(value, type_)
+
+
+_UNKNOWN_FIELD = re.compile("Object contains unknown field")
+_MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
+
+
+@contextmanager
+def _named_fields() -> Iterator[None]:
+    """A missing field is named by the path, like any other fault."""
+    try:
+        yield
+    except PayloadError as error:
+        missing = _MISSING_FIELD.fullmatch(error.reason)
+        if missing is None:
+            raise
+        raise PayloadError(f"{error.json_path}.{missing[1]}", "is missing") from None
+
+
+@functools.cache
+def _type_info(type_: type[msgspec.Struct]) -> msgspec.inspect.Type:
+    return msgspec.inspect.type_info(type_)
 
 
 def _prune(value: Any, type_: msgspec.inspect.Type, path: str, kind: str, drift: Drift) -> None:
@@ -695,6 +742,27 @@ def _utc(value: datetime | None, json_path: str) -> datetime | None:
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except OverflowError:
         raise PayloadError(json_path, "lies outside of the years 1 to 9999 in UTC") from None
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested in more than `depth` levels. Without recursion."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return False
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
+def _shown(value: Any) -> str:
+    """The text of an example."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError:
+        return "(nested too deeply to be shown)"
 
 
 def _text(value: str | int | None) -> str | None:

@@ -13,6 +13,7 @@ created after every upgrade in its transaction, in which a handful of words are 
 from __future__ import annotations
 
 import re
+from graphlib import TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "etl_schema_version"
+MIGRATION_LOCK = 0x63686B6C79  # "chkly": any number will do, as long as it never changes
 HEAD = "0001"  # the newest revision; a test holds it to the newest file in migrations/versions
 OLDEST_POSTGRESQL = 150000
 
@@ -62,20 +64,40 @@ def migrate(database: Database) -> bool:
 
     with database.writing() as connection:
         _check_server(connection)
-        if database.schema is not None:
-            name = connection.dialect.identifier_preparer.quote_identifier(database.schema)
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {name}"))
         if _state(connection) == _wanted(connection):
             return False
-    with database.writing() as connection:
+    with database.migrating() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
         try:
+            lock(connection)
+            if database.schema is not None:
+                _create_schema(connection, database.schema)
+            if _state(connection) == _wanted(connection):
+                return False  # another process did it while we waited
             command.upgrade(config, "head")
         except DBAPIError as error:
             reason = " ".join(str(error.orig).split())
+            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
+                reason = f"a table or view is in use ({reason}); run it again when nobody reads or writes there"
             raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from error
     return True
+
+
+def lock(connection: Connection) -> None:
+    """One migration at a time; then give up soon where a table is in use. For `migrate` and env.py."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '5min'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '4s'")
+
+
+def _create_schema(connection: Connection, name: str) -> None:
+    # Not IF NOT EXISTS alone: that needs the right to create schemas even where there is nothing to create.
+    known = text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
+    if connection.execute(known, {"name": name}).first() is None:
+        quoted = connection.dialect.identifier_preparer.quote_identifier(name)
+        connection.exec_driver_sql(f"CREATE SCHEMA {quoted}")
 
 
 def check_current(connection: Connection) -> None:
@@ -141,25 +163,41 @@ def drop_views(connection: Connection) -> list[Grant]:
     existing = set(inspect(connection).get_view_names())
     ours = [name for name in _created_views(connection) if name in existing]
     grants = _view_grants(connection, ours) if connection.dialect.name == "postgresql" else []
-    for name in ours:
-        connection.exec_driver_sql(f'DROP VIEW "{name}"')
+    if connection.dialect.name == "postgresql" and ours:
+        # In one statement: which of them needs which is then no matter.
+        connection.exec_driver_sql("DROP VIEW " + ", ".join(f'"{name}"' for name in ours))
+    else:
+        for name in ours:
+            connection.exec_driver_sql(f'DROP VIEW "{name}"')
     return grants
 
 
 def create_views(connection: Connection, grants: list[Grant]) -> None:
     """Create every view, comment it, restore the grants, and remember the texts by their hashes."""
     connection.execute(etl_views.delete())
-    for name, source in view_texts().items():
-        connection.exec_driver_sql(f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
+    for name, source in _in_order(view_texts()):
+        _execute(connection, f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
         if connection.dialect.name == "postgresql":
             comment = source.split("\n", 1)[0].removeprefix("--").strip().replace("'", "''")
-            connection.exec_driver_sql(f"COMMENT ON VIEW \"{name}\" IS '{comment}'".replace("%", "%%"))
+            _execute(connection, f"COMMENT ON VIEW \"{name}\" IS '{comment}'")
     wanted = _wanted(connection)
     del wanted[HEAD]
     connection.execute(etl_views.insert(), [{"view_name": name, "sha256": wanted[name]} for name in wanted])
     for view, grant in grants:
         if view in wanted:
-            connection.exec_driver_sql(grant)
+            _execute(connection, grant)
+
+
+def _execute(connection: Connection, sql: str) -> None:
+    # psycopg reads % as the beginning of a parameter, sqlite3 does not.
+    connection.exec_driver_sql(sql.replace("%", "%%") if connection.dialect.name == "postgresql" else sql)
+
+
+def _in_order(texts: dict[str, str]) -> list[tuple[str, str]]:
+    """Views after those that they are made of."""
+    words = {name: set(re.findall(r"\w+", re.sub("--.*", "", source))) for name, source in texts.items()}
+    needs = {name: words[name] & texts.keys() - {name} for name in texts}
+    return [(name, texts[name]) for name in TopologicalSorter(needs).static_order()]
 
 
 def _created_views(connection: Connection) -> list[str]:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl import process
@@ -31,6 +31,8 @@ PRIORITIES = {ENQUEUE: 10, "inbox": 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
 
 _LAST_ERROR_LENGTH = 1000
 _q = etl_queue.c
+# In the index's own words: SQLite does not see through bound parameters that it could use it.
+_IN_CLAIM_INDEX = text("etl_queue.state IN ('queued', 'leased')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,15 @@ def enqueue(
     """
     ids = sorted(set(ids))
     moment = now(connection)
-    refused: list[str] = []
+    rows: dict[str, Any] = {}
+    # All locks before the first insert: two that bring the same new ids could otherwise wait for each other.
     for some in chunks(ids):
-        rows = _lock_rows(connection, some)
-        refused += [id_ for id_ in some if id_ in rows and rows[id_].state == DISCARDED and not force]
-        again = [
-            id_ for id_, row in rows.items() if (row.state != DISCARDED or force) and (row.state != LEASED or force)
-        ]
-        _make_due(connection, again, moment, {"priority": PRIORITIES[source]})
-        _insert(
-            connection,
-            [_new_row(id_, moment, source=source) for id_ in some if id_ not in rows],
-        )
+        rows |= _lock_rows(connection, some)
+    refused = [id_ for id_, row in rows.items() if row.state == DISCARDED and not force]
+    again = [id_ for id_, row in rows.items() if force or row.state not in (DISCARDED, LEASED)]
+    for some in chunks(again):
+        _make_due(connection, some, moment, {"priority": PRIORITIES[source]})
+    _insert(connection, [_new_row(id_, moment, source=source) for id_ in ids if id_ not in rows])
     return len(ids) - len(refused), refused
 
 
@@ -170,7 +169,7 @@ def _new_row(id_: str, moment: datetime, *, source: str, entry: Listed | None = 
         "account_id": None,
         "state": QUEUED,
         "priority": PRIORITIES[source],
-        "claim_order": (created_at or moment).timestamp(),
+        "claim_order": -(created_at or moment).timestamp(),
         "source": source,
         "attempts": 0,
         "available_at": moment,
@@ -213,8 +212,8 @@ def claim(connection: Connection, *, account_id: str, limit: int, lease: timedel
         of_account = or_(of_account, _q.account_id.is_(None))
     due = (
         select(_q.test_session_id, _q.attempts, _q.enqueued_at, _q.summary)
-        .where(_q.state.in_([QUEUED, LEASED]), _q.available_at <= moment, of_account)
-        .order_by(_q.priority.desc(), _q.claim_order, _q.test_session_id)
+        .where(_IN_CLAIM_INDEX, _q.available_at <= moment, of_account)
+        .order_by(_q.priority.desc(), _q.claim_order.desc(), _q.test_session_id.desc())  # the index, backwards
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite renders nothing: BEGIN IMMEDIATE is its lock
     )
@@ -403,9 +402,9 @@ def dead_letters(
         .where(_q.state.in_(states))
         .order_by(_q.last_error_at, _q.test_session_id)
     )
-    if ids is not None:
-        query = query.where(_q.test_session_id.in_(ids))
-    return [DeadLetter(**row._mapping) for row in connection.execute(query)]
+    letters = [DeadLetter(**row._mapping) for row in connection.execute(query)]
+    chosen = None if ids is None else set(ids)
+    return [letter for letter in letters if chosen is None or letter.test_session_id in chosen]
 
 
 def revive(connection: Connection, ids: Collection[str] | None = None) -> int:
@@ -431,7 +430,7 @@ def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Map
 
 def count_due(connection: Connection, account_id: str) -> int:
     """Rows that a claim could take now, those of no account included."""
-    due = and_(_q.state.in_([QUEUED, LEASED]), _q.available_at <= now(connection))
+    due = and_(_IN_CLAIM_INDEX, _q.available_at <= now(connection))
     of_account = or_(_q.account_id == account_id, _q.account_id.is_(None))
     return connection.execute(select(func.count()).select_from(etl_queue).where(due, of_account)).scalar_one()
 

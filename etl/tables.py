@@ -133,8 +133,6 @@ test_sessions = Table(
     _need("payload_sha256", String(64), "Hash of the detail document as received."),
     _may("summary_sha256", String(64), "Hash of the list entry as received; null when known by id only."),
     Index("ix_test_sessions_started_at", "started_at"),
-    # A hash, because a btree entry holds 2,704 bytes and a branch may be named by an essay.
-    Index("ix_test_sessions_branch_name", "branch_name", postgresql_using="hash"),
     Index("ix_test_sessions_exported_at", "exported_at"),
     Index(
         "ix_test_sessions_not_final",
@@ -217,8 +215,9 @@ check_executions = Table(
     _may("branch_name", Text, "Copied from the session."),
     _may("commit_id", Text, "Copied from the session."),
     _child_of_test_session(),
-    Index("ix_check_executions_check_key", "check_key", postgresql_using="hash"),
-    Index("ix_check_executions_branch_name", "branch_name", postgresql_using="hash"),
+    # No index on check_key or branch_name: a btree entry holds 2,704 bytes and either may be an essay; a hash index
+    # walks all rows of a value for each that it adds, and nearly all rows are of one branch.
+    Index("ix_check_executions_check_id_started_at", "check_id", "started_at"),
     Index("ix_check_executions_history_key_started_at", "history_key", "started_at"),
     Index("ix_check_executions_started_at", "started_at"),
     comment="One row an execution of a check, its attempts folded; rebuilt from the session's latest payload.",
@@ -321,7 +320,7 @@ etl_queue = Table(
     _need(
         "claim_order",
         Double,
-        "Smaller first within a priority: seconds of the creation time, or their negative.",
+        "Greater first within a priority: seconds of the creation time, negative for the oldest first.",
     ),
     _need("source", Text, "discovery, backfill, enqueue, inbox or settle."),
     _need("attempts", Integer, "Failures that a worker reported since the last success."),
@@ -335,11 +334,12 @@ etl_queue = Table(
     _may("error_kind", Text, "What kept it from being exported last time, one word."),
     _may("last_error", Text, "The same in a sentence."),
     _may("last_error_at", UtcTime, "When that was."),
-    # The claim's own order; leased rows are in it because an expired lease is claimed again.
+    # The claim's own order, read backwards; leased rows are in it because an expired lease is claimed again.
     Index(
         "ix_etl_queue_claim",
         "priority",
         "claim_order",
+        "test_session_id",
         postgresql_where=text("state IN ('queued', 'leased')"),
         sqlite_where=text("state IN ('queued', 'leased')"),
     ),

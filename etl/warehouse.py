@@ -186,7 +186,9 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: 
         [r.test_session_id for r in writing if r.is_final and r.results is not None],
     )
     accounts = {rows.test_session_id: rows.test_session["account_id"] for rows in writing}
-    groups = {link["error_group_id"]: accounts[link["test_session_id"]] for link in [*result_links, *session_links]}
+    groups: dict[str, Any] = {}
+    for link in sorted([*result_links, *session_links], key=lambda link: str(link["test_session_id"])):
+        groups.setdefault(link["error_group_id"], accounts[link["test_session_id"]])
     _insert(
         connection,
         error_groups,
@@ -298,8 +300,10 @@ def save_error_groups(
 
 def error_groups_gone(connection: Connection, ids: Iterable[str]) -> None:
     """Checkly no longer has them: what we know stays, and they are not asked for again."""
-    for some in chunks(sorted(ids)):
-        connection.execute(update(error_groups).where(_g.error_group_id.in_(some)).values(fetched_at=now(connection)))
+    # One by one: an UPDATE of several would lock them in an order of its own.
+    statement = update(error_groups).where(_g.error_group_id == bindparam("id_")).values(fetched_at=now(connection))
+    for id_ in sorted(ids):
+        connection.execute(statement, {"id_": id_})
 
 
 # --- payloads and drift -----------------------------------------------------------------------------------------
@@ -409,7 +413,7 @@ def start_run(connection: Connection, command: str) -> str:
         if process.has_died(run.process) or run.heartbeat_at < moment - RUN_SILENCE:
             connection.execute(
                 update(etl_runs)
-                .where(c.etl_run_id == run.etl_run_id)
+                .where(c.etl_run_id == run.etl_run_id, c.outcome.is_(None))
                 .values(outcome="interrupted", finished_at=c.heartbeat_at, error="its process ended without a word")
             )
     connection.execute(
@@ -456,7 +460,7 @@ def stale_test_sessions(connection: Connection, limit: int = 20) -> list[Row]:
     waiting = select(etl_queue.c.test_session_id).where(etl_queue.c.test_session_id == _s.test_session_id)
     query = (
         select(_s.test_session_id, _s.name, _s.status, _s.started_at, _s.exported_at)
-        .where(_s.is_final.is_(False), ~waiting.exists())
+        .where(text("NOT test_sessions.is_final"), ~waiting.exists())  # in the words of the index
         .order_by(_s.started_at.desc())
         .limit(limit)
     )

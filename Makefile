@@ -1,0 +1,90 @@
+# Everything starts here: `make` says what there is. Each target does its own set-up, once, in .venv;
+# a lock or pyproject.toml that changed makes it anew. No name here is a path outside of this folder.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-extras --allow-unsafe \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
+# Two workers pay only from two cores on; more than four wait for the databases.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check static lock clean
+
+help:
+	@echo "make demo    simulated test sessions, exported into ./demo/warehouse.db, in a minute"
+	@echo "make test    all tests, on SQLite and PostgreSQL   (PYTEST_ARGS='-k inbox' for some)"
+	@echo "make check   what must pass before a commit: make static, then all tests"
+	@echo "make static  ruff, mypy, import-linter and alembic check"
+	@echo "make lock    write requirements/*.txt anew (LOCK_ARGS=--upgrade for newer versions)"
+	@echo "make clean   delete what these targets made"
+	@echo
+	@echo "PYTHON=python3.12 make ... takes another Python (3.11 or newer)."
+
+demo: .venv/.run
+	@$(PY) -m etl demo
+	@echo "  (without an install, checkly-etl is .venv/bin/checkly-etl here)"
+
+test: .venv/.dev
+	@$(PYTEST) -q $(PYTEST_ARGS)
+
+check: static
+	@echo "== pytest (warnings are errors)"
+	@$(PYTEST) -q $(PYTEST_ARGS)
+	@echo "== all checks passed"
+
+static: .venv/.dev
+	@echo "== ruff check"
+	@$(PY) -m ruff check --quiet --output-format concise .
+	@echo "== ruff format --check"
+	@$(PY) -m ruff format --quiet --check .
+	@echo "== mypy"
+	@$(PY) -m mypy --no-error-summary
+	@echo "== import-linter"
+	@out=$$(.venv/bin/lint-imports 2>&1) || { echo "$$out"; exit 1; }
+	@echo "== alembic check"
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	export CHECKLY_ETL_WAREHOUSE_URL="sqlite:///$$folder/check.db" && \
+	$(PY) -m alembic upgrade head && $(PY) -m alembic check >/dev/null
+
+lock: .venv/.dev
+	@echo "requirements/run.txt"
+	@$(LOCK) $(LOCK_ARGS) -o requirements/run.txt pyproject.toml
+	@echo "requirements/build.txt"
+	@$(LOCK) $(LOCK_ARGS) -o requirements/build.txt requirements/build.in
+	@echo "requirements/dev.txt"
+	@$(LOCK) $(LOCK_ARGS) -c requirements/run.txt -c requirements/build.txt -o requirements/dev.txt \
+		pyproject.toml requirements/build.in requirements/dev.in
+
+clean:
+	@rm -rf .venv demo build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
+
+# --- set-up: each stamp is touched last, so that a set-up that was interrupted is done again -----------------------
+
+.venv/.made:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name it: PYTHON=/path/to/python3 make ..." >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: PYTHON=python3.12 make ..." >&2; \
+		exit 1; }
+	@echo "Setting up .venv (once) ..."
+	@rm -rf .venv
+	@"$(PYTHON)" -m venv .venv
+	@touch $@
+
+.venv/.run: .venv/.made requirements/run.txt requirements/build.txt pyproject.toml
+	@echo "Installing what checkly-etl needs (once) ..."
+	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.made requirements/dev.txt pyproject.toml
+	@echo "Installing what the tests and checks need (once) ..."
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch .venv/.run $@

@@ -1,0 +1,208 @@
+"""The story, top to bottom: discover, export, settle, backfill, replay.
+
+This is the only place that owns transactions, and the only one where HTTP, normalization and the warehouse
+meet. No HTTP call happens inside of a transaction. Rows and ack commit together: a crash at any point loses
+nothing and doubles nothing.
+
+    sync      = for each account: discover, drain, error groups
+    backfill  = for each account: list the range, drain, error groups
+    replay    = stored payloads -> rows
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from etl import accounts, session_queue, warehouse
+from etl.checkly import PlanLacksList
+from etl.config import Account
+from etl.errors import (
+    ApiUnavailable,
+    EtlError,
+    FatalError,
+    Interrupted,
+    RateLimited,
+    UnusableSession,
+    WarehouseUnavailable,
+)
+from etl.pipeline.discovery import discover, list_range, listed_entries
+from etl.pipeline.drain import drain
+from etl.pipeline.groups import refresh_error_groups
+from etl.pipeline.replay import replay_payloads
+from etl.pipeline.run import AccountRun, Etl, Outcome, Progress, Silent, client_of
+
+__all__ = ["Etl", "Outcome", "Plan", "Progress", "Silent", "backfill", "plan_backfill", "replay", "sync"]
+
+logger = logging.getLogger(__name__)
+
+
+def sync(etl: Etl) -> Outcome:
+    """One pass: discover what is new or changed, then export what is due.
+
+    Raises ConfigError without an account; whatever else went wrong is in the outcome.
+    """
+
+    def one_account(run: AccountRun) -> None:
+        if etl.settings.export.discover:
+            try:
+                discover(run)
+            except PlanLacksList as error:
+                logger.warning(
+                    "%s: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
+                    "and set export.discover to false",
+                    error,
+                )
+            except (ApiUnavailable, UnusableSession) as error:
+                run.fail(f"discovery failed, the queue is drained all the same: {error}")
+        drain(run)
+
+    return _run(etl, "sync", one_account)
+
+
+def backfill(
+    etl: Etl, *, since: datetime, until: datetime | None, newest_first: bool = False, force: bool = False
+) -> Outcome:
+    """Export every session created in a past range, oldest first: retention takes those first.
+
+    `until` is exclusive, None means now. With `force` what we hold is fetched again, too. Raises as `sync` does.
+    """
+
+    def one_account(run: AccountRun) -> None:
+        try:
+            list_range(run, since, until, newest_first=newest_first, force=force)
+        except PlanLacksList as error:
+            run.fail(f"{error}: without a list there is no backfill; queue ids with checkly-etl enqueue")
+        except (ApiUnavailable, UnusableSession) as error:
+            run.fail(f"the range could not be listed to its end, run the same command again: {error}")
+        drain(run)
+
+    return _run(etl, "backfill", one_account)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a backfill would cost. `minutes` at the configured budget; None without one."""
+
+    listed: int
+    to_fetch: int
+    calls: int
+    minutes: float | None
+
+
+def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: bool = False) -> Plan:
+    """List the range and count; nothing is queued. Raises what the client raises."""
+    listed = to_fetch = pages = 0
+    minutes: float | None = 0.0
+    _register(etl)
+    for account in etl.settings.require_accounts():
+        with client_of(etl, account) as (client, _):
+            calls = 0
+            for page in client.list_test_sessions(since=since, until=until):
+                entries = listed_entries(page)
+                with etl.database.reading() as connection:
+                    wanted = len(entries) if force else session_queue.unqueued(connection, entries)
+                pages += 1
+                listed += len(entries)
+                to_fetch += wanted
+                calls += 1 + wanted
+        if account.requests_per_minute == 0:
+            minutes = None
+        elif minutes is not None:
+            # The budget may be spent at once: only what is beyond it takes time.
+            minutes += max(0, calls - account.requests_per_minute) / account.requests_per_minute
+    return Plan(listed, to_fetch, calls=to_fetch + pages, minutes=minutes)
+
+
+def replay(etl: Etl) -> Outcome:
+    """Rebuild the rows of every stored payload, without the API."""
+    outcome = Outcome()
+    etl_run_id = etl.database.run(lambda c: warehouse.start_run(c, "replay"))
+    with _recorded(etl, etl_run_id, outcome):
+        replay_payloads(etl, etl_run_id, outcome)
+    return outcome
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> Outcome:
+    """Run `one_account` for each account; a refused account does not stop the others."""
+    _register(etl)
+    outcome = Outcome()
+
+    def start(connection: Connection) -> str:
+        session_queue.release_dead(connection)
+        return warehouse.start_run(connection, command)
+
+    etl_run_id = etl.database.run(start)
+    with _recorded(etl, etl_run_id, outcome):
+        for number, account in enumerate(etl.settings.require_accounts()):
+            if not etl.stop.is_set():
+                _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
+    if outcome.bug is not None:
+        raise outcome.bug
+    return outcome
+
+
+def _register(etl: Etl) -> None:
+    def work(connection: Connection) -> None:
+        for account in sorted(etl.settings.require_accounts(), key=lambda account: account.id):
+            accounts.register(connection, account.id, name=account.name, retention=account.retention)
+
+    etl.database.run(work)
+
+
+def _run_account(
+    etl: Etl,
+    account: Account,
+    is_default: bool,
+    etl_run_id: str,
+    outcome: Outcome,
+    one_account: Callable[[AccountRun], None],
+) -> None:
+    with client_of(etl, account) as (client, pacer):
+        run = AccountRun(etl, account, is_default, etl_run_id, client, pacer, outcome)
+        failures_before = len(outcome.failures)
+        try:
+            one_account(run)
+            refresh_error_groups(run)
+        except Interrupted:
+            return
+        except (FatalError, RateLimited) as error:
+            run.fail(str(error))
+        finally:
+            run.count_calls()
+        if len(outcome.failures) == failures_before and not etl.stop.is_set():
+            etl.database.run(lambda c: accounts.succeeded(c, account.id))
+
+
+@contextmanager
+def _recorded(etl: Etl, etl_run_id: str, outcome: Outcome) -> Iterator[None]:
+    """Write the run's end into its row, however it ends. A lost warehouse is a failure, not an exception."""
+    try:
+        yield
+    except WarehouseUnavailable as error:
+        outcome.failures.append(str(error))
+        logger.error("%s", error)
+    except BaseException as error:
+        outcome.bug = error
+        raise
+    finally:
+        etl.progress.end()
+        outcome.is_out_of_time = etl.stop.is_set() and etl.time_is_up
+        outcome.is_interrupted = etl.stop.is_set() and not etl.time_is_up
+        try:
+            etl.database.run(
+                lambda c: warehouse.update_run(
+                    c, etl_run_id, outcome.counters, outcome=outcome.word, error=outcome.error
+                )
+            )
+        except EtlError as error:
+            # The run's own error is the one to tell; the next run closes this row.
+            logger.debug("the end of the run could not be recorded: %s", error)

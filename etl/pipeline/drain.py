@@ -1,0 +1,422 @@
+"""Draining: claimed ids are fetched and normalized in threads, and saved here, in one transaction with their ack.
+
+Hides what becomes of each claim: saved, polled, settled, retried, buried or given back. Whose fault a failure
+is, is not known while the API does not answer: failures since its last answer are *suspects*, counted as the
+sessions' own only when it answers again, and given back unblamed when it turns out to be an outage.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from etl import documents, normalize, session_queue, warehouse
+from etl.database import now
+from etl.documents import Document
+from etl.errors import ApiDown, ApiUnavailable, EtlError, Interrupted, TestSessionNotFound, UnusableSession
+from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.pipeline.run import AccountRun
+from etl.pipeline.saving import save_test_sessions
+from etl.session_queue import Claim, Failure
+from etl.warehouse import Payload
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 10  # of the API with no answer between: an outage
+FIRST_RETRY = timedelta(minutes=1)  # doubles with each attempt
+LONGEST_RETRY = timedelta(hours=1)
+POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
+
+
+def drain(run: AccountRun) -> None:
+    """Export what is due, until nothing is. Raises FatalError or RateLimited with every claim given back."""
+    _Drain(run).work()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    claim: Claim
+    rows: TestSessionRows
+    detail: Document
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    claim: Claim
+    error: Exception
+
+
+_Brought = _Fetched | _Failed
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction records."""
+
+    fetched: list[_Fetched] = field(default_factory=list)
+    gone: list[Claim] = field(default_factory=list)  # 404, and we hold it
+    blamed: list[_Failed] = field(default_factory=list)  # counted as an attempt
+    unusable: list[_Failed] = field(default_factory=list)  # dead at once
+    released: list[Claim] = field(default_factory=list)  # unblamed
+
+    @property
+    def claims(self) -> list[Claim]:
+        of_work = [item.claim for items in (self.fetched, self.blamed, self.unusable) for item in items]
+        return [*of_work, *self.gone, *self.released]
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    saved: warehouse.Saved
+    counters: dict[str, int]
+    buried: dict[str, Failure]
+    retried: dict[str, Failure]
+    lost: set[str]
+
+
+class _Drain:
+    """One drain of one account's queue."""
+
+    def __init__(self, run: AccountRun) -> None:
+        self._run = run
+        self._database, self._export, self._outcome = run.database, run.export, run.outcome
+        self._suspects: list[_Failed] = []  # failed since the last answer: whose fault it is, is not known yet
+        self._held_ids: set[str] = set()
+
+    def work(self) -> None:
+        """Claim, fetch and record until nothing is due."""
+        with self._database.reading() as connection:
+            self._run.etl.progress.begin("exporting", session_queue.count_due(connection, self._run.account.id))
+        waiting: deque[tuple[Claim, Mapping[str, Any] | None, Document | None]] = deque()
+        flying: dict[Future[_Brought], Claim] = {}
+        renewed_at = time.monotonic()
+        progressed = False
+        pool = ThreadPoolExecutor(self._export.concurrency, thread_name_prefix="fetch")
+        try:
+            while not self._run.etl.stop.is_set():
+                if not waiting and len(flying) <= self._export.concurrency:
+                    waiting.extend(self._claim())
+                if not waiting and not flying:
+                    break
+                while waiting and len(flying) < 2 * self._export.concurrency:
+                    work = waiting.popleft()
+                    flying[pool.submit(self._fetch, *work)] = work[0]
+                done, _ = wait(flying, timeout=1, return_when=FIRST_COMPLETED)
+                if done:
+                    self._record_all([future.result() for future in done])
+                    for future in done:
+                        del flying[future]
+                    progressed = True
+                if progressed and time.monotonic() - renewed_at > self._export.lease.total_seconds() / 3:
+                    mine = [work[0] for work in waiting] + list(flying.values())
+                    self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
+                    renewed_at, progressed = time.monotonic(), False
+            if self._run.etl.stop.is_set():
+                raise Interrupted("stopped")
+            self._judge_suspects()
+        except BaseException:
+            self._give_back(waiting, flying, pool)
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _claim(self) -> list[tuple[Claim, Mapping[str, Any] | None, Document | None]]:
+        """Claims with what we hold of each: its columns, and its list entry if the claim brings none."""
+
+        def work(connection: Connection) -> list[tuple[Claim, Mapping[str, Any] | None, Document | None]]:
+            claims = session_queue.claim(
+                connection,
+                account_id=self._run.account.id,
+                limit=self._export.batch_size,
+                lease=self._export.lease,
+                is_default=self._run.is_default,
+            )
+            held = warehouse.held_columns(connection, [claim.test_session_id for claim in claims])
+            without = [claim.test_session_id for claim in claims if claim.summary is None]
+            stored = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, without)
+            return [
+                (
+                    claim,
+                    held.get(claim.test_session_id),
+                    claim.summary or stored.get(claim.test_session_id, (None, None))[0],
+                )
+                for claim in claims
+            ]
+
+        claimed = self._database.run(work)
+        self._held_ids.update(claim.test_session_id for claim, held, _ in claimed if held is not None)
+        return claimed
+
+    def _fetch(self, claim: Claim, held: Mapping[str, Any] | None, summary: Document | None) -> _Brought:
+        """In a worker thread: HTTP and pure mapping, no transaction."""
+        try:
+            detail = self._run.client.fetch_test_session(claim.test_session_id)
+            rows = normalize.normalize_test_session(
+                detail,
+                test_session_id=claim.test_session_id,
+                account_id=self._run.account.id,
+                summary=summary,
+                held=held,
+            )
+        except Exception as error:  # noqa: BLE001 - carried to the main thread, where bugs are raised
+            return _Failed(claim, error)
+        return _Fetched(claim, rows, detail)
+
+    def _record_all(self, brought: Iterable[_Brought]) -> None:
+        """Sort what the workers brought, record it, then raise what ends the drain."""
+        batch, fatal = _Batch(), None
+        for item in brought:
+            if isinstance(item, _Fetched):
+                self._answered(batch)
+                batch.fetched.append(item)
+                continue
+            error = item.error
+            match error:
+                case ApiUnavailable():
+                    self._suspects.append(item)
+                    self._run.failures_in_a_row += 1
+                case TestSessionNotFound() if item.claim.test_session_id in self._held_ids:
+                    self._answered(batch)
+                    batch.gone.append(item.claim)
+                case UnusableSession():
+                    self._answered(batch)
+                    batch.unusable.append(item)
+                case EtlError():
+                    batch.released.append(item.claim)
+                    fatal = fatal or error
+                case _:
+                    self._note_bug(item)
+                    batch.blamed.append(item)
+        self._record(batch)
+        if self._run.failures_in_a_row >= FAILURES_IN_A_ROW and fatal is None:
+            raise self._outage()
+        if fatal is not None:
+            raise fatal
+
+    def _answered(self, batch: _Batch) -> None:
+        """The API works, so what failed since its last answer was the session's own fault."""
+        self._run.failures_in_a_row = 0
+        batch.blamed += self._suspects
+        self._suspects = []
+
+    def _judge_suspects(self) -> None:
+        """Nothing is left to fetch and the last calls failed: ask once whether it is the API or the sessions."""
+        if not self._suspects:
+            return
+        if not self._run.client.is_answering():
+            raise self._outage()
+        batch = _Batch()
+        self._answered(batch)
+        self._record(batch)
+
+    def _outage(self) -> ApiDown:
+        last = str(self._suspects[-1].error) if self._suspects else "no answer"
+        return ApiDown(
+            f"the API does not work, the last {self._run.failures_in_a_row} calls failed ({last}); "
+            "nothing is lost, run again when it is back"
+        )
+
+    def _note_bug(self, item: _Failed) -> None:
+        logger.error(
+            "test session %s: a bug in checkly-etl; please report the traceback",
+            item.claim.test_session_id,
+            exc_info=item.error,
+        )
+        self._outcome.bug = self._outcome.bug or item.error
+
+    def _give_back(
+        self,
+        waiting: Iterable[tuple[Claim, Any, Any]],
+        flying: dict[Future[_Brought], Claim],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Finish what is in flight within `schedule.grace`, then give every other claim back unblamed."""
+        grace = self._run.etl.settings.schedule.grace.total_seconds()
+        for future in flying:
+            future.cancel()
+        done, late = wait(flying, timeout=grace)
+        batch = _Batch(released=[claim for claim, _, _ in waiting])
+        batch.released += [flying[future] for future in late]
+        batch.released += [suspect.claim for suspect in self._suspects]
+        self._suspects = []
+        for future in done:
+            item = None if future.cancelled() else future.result()
+            if isinstance(item, _Fetched):
+                batch.fetched.append(item)
+            else:
+                batch.released.append(flying[future])
+        try:
+            self._record(batch)
+        except EtlError as error:
+            logger.warning("claims could not be given back and end by themselves: %s", error)
+
+    # --- record ---
+
+    def _record(self, batch: _Batch) -> None:
+        """One transaction for all of it; if the database refuses it, halves, until the bad one is alone."""
+        if not len(batch):
+            return
+        try:
+            recorded = self._database.run(lambda connection: self._write(connection, batch))
+        except SQLAlchemyError as error:
+            if len(batch.fetched) > 1:
+                half = len(batch.fetched) // 2
+                self._record(_Batch(fetched=batch.fetched[:half]))
+                self._record(_Batch(fetched=batch.fetched[half:]))
+            elif batch.fetched:
+                bad = _Failed(batch.fetched[0].claim, error)
+                self._note_bug(bad)
+                self._record(_Batch(blamed=[bad]))
+            else:
+                raise
+            self._record(
+                _Batch(gone=batch.gone, blamed=batch.blamed, unusable=batch.unusable, released=batch.released)
+            )
+            return
+        self._tell(batch, recorded)
+
+    def _write(self, connection: Connection, batch: _Batch) -> _Recorded:
+        ours = session_queue.lock(connection, batch.claims)
+        moment = now(connection)
+        fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
+        saved = save_test_sessions(connection, [item.rows for item in fetched], self._run.etl_run_id)
+        if self._export.keep_payloads:
+            changed = [item for item in fetched if item.claim.test_session_id in saved.changed]
+            warehouse.save_payloads(connection, [payload for item in changed for payload in self._payloads(item)])
+
+        done: list[str] = []
+        polled: dict[str, datetime] = {}
+        settling: dict[str, datetime] = {}
+        accepted: dict[str, str] = {}
+        for item in fetched:
+            id_ = item.claim.test_session_id
+            again = self._read_again_at(item, moment)
+            if again is None:
+                done.append(id_)
+                if item.claim.summary is not None and not item.rows.is_final:
+                    accepted[id_] = item.claim.summary.sha256
+            elif item.rows.is_final:
+                settling[id_] = again
+            else:
+                polled[id_] = again
+        for claim in batch.gone:
+            if claim.test_session_id in ours:
+                done.append(claim.test_session_id)
+                if claim.summary is not None:
+                    accepted[claim.test_session_id] = claim.summary.sha256
+        warehouse.accept_summary(connection, accepted)
+        session_queue.ack(connection, done)
+        session_queue.defer(connection, polled)
+        session_queue.defer(connection, settling, source=session_queue.SETTLE)
+
+        to_retry: dict[Failure, tuple[int, datetime]] = {}
+        to_bury = {
+            _failure(item): item.claim.attempts + 1 for item in batch.unusable if item.claim.test_session_id in ours
+        }
+        for failed in batch.blamed:
+            if failed.claim.test_session_id not in ours:
+                continue
+            attempts = failed.claim.attempts + 1
+            if attempts >= self._export.max_attempts:
+                to_bury[_failure(failed)] = attempts
+            else:
+                to_retry[_failure(failed)] = (attempts, moment + _backoff(attempts))
+        session_queue.retry(connection, to_retry)
+        session_queue.bury(connection, to_bury)
+        session_queue.release(connection, batch.released)
+
+        counters = dict(self._outcome.counters)
+        gone = sum(claim.test_session_id in ours for claim in batch.gone)
+        _add(
+            counters,
+            {
+                "test_sessions_saved": len(saved.changed),
+                "test_sessions_unchanged": len(saved.unchanged) + gone,
+                "test_sessions_dead": len(to_bury),
+                "results_saved": saved.results,
+            },
+        )
+        warehouse.update_run(connection, self._run.etl_run_id, counters)
+        return _Recorded(
+            saved,
+            counters,
+            buried={failure.test_session_id: failure for failure in to_bury},
+            retried={failure.test_session_id: failure for failure in to_retry},
+            lost={claim.test_session_id for claim in batch.claims} - ours,
+        )
+
+    def _payloads(self, item: _Fetched) -> Iterator[Payload]:
+        id_ = item.claim.test_session_id
+        yield Payload(TEST_SESSION, id_, self._run.account.id, id_, item.detail)
+        if item.claim.summary is not None:
+            yield Payload(TEST_SESSION_SUMMARY, id_, self._run.account.id, id_, item.claim.summary)
+
+    def _read_again_at(self, item: _Fetched, moment: datetime) -> datetime | None:
+        """When to read a session again: until it is final, and then at the settle delays if no list will tell."""
+        session = item.rows.test_session
+        if not item.rows.is_final:
+            waited = moment - item.claim.waiting_since
+            if waited >= self._export.running_max_age:
+                return None
+            return moment + max(self._export.running_poll, waited * POLL_SHARE)
+        if session["created_at"] is not None:
+            return None
+        ended: datetime = session["stopped_at"] or session["started_at"]
+        return min((at for delay in self._export.settle if (at := ended + delay) > moment), default=None)
+
+    def _tell(self, batch: _Batch, recorded: _Recorded) -> None:
+        self._outcome.counters = recorded.counters
+        self._outcome.retrying += len(recorded.retried)
+        for item in batch.fetched:
+            id_ = item.claim.test_session_id
+            if id_ in recorded.lost:
+                logger.info("test session %s went to another worker, our copy is dropped", id_)
+                continue
+            session = item.rows.test_session
+            verb = "exported" if id_ in recorded.saved.changed else "unchanged:"
+            logger.info(
+                "%s test session %s %s, %d results", verb, id_, session["status"], len(item.rows.results or ())
+            )
+            groups = {*(item.rows.error_group_ids or ()), *(group for _, group in item.rows.result_error_groups)}
+            if id_ in recorded.saved.changed:
+                for group in groups:
+                    self._run.touched_groups[group] = max(
+                        session["started_at"], self._run.touched_groups.get(group, session["started_at"])
+                    )
+        for id_, failure in recorded.buried.items():
+            logger.warning("test session %s is a dead letter (%s): %s", id_, failure.kind, failure.reason)
+        for id_, failure in recorded.retried.items():
+            logger.info("test session %s will be tried again: %s", id_, failure.reason)
+        self._run.etl.progress.advance(len(batch) - len(batch.released))
+
+
+def _failure(item: _Failed) -> Failure:
+    error = item.error
+    if isinstance(error, EtlError):
+        return Failure(item.claim.test_session_id, error.kind, str(documents.storable(str(error))))
+    # Not the error's own text: it may hold data.
+    return Failure(item.claim.test_session_id, "bug", f"a bug in checkly-etl ({type(error).__name__}); see the log")
+
+
+def _backoff(attempts: int) -> timedelta:
+    delay: timedelta = min(FIRST_RETRY * 2 ** min(attempts - 1, 10), LONGEST_RETRY)
+    return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+
+
+def _add(counters: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, value in more.items():
+        counters[name] += value

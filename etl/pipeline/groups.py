@@ -1,0 +1,99 @@
+"""Error groups: read the documents of those that are unknown, or older than a session that refers to them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from etl import normalize, warehouse
+from etl.checkly import PAGE_SIZE
+from etl.documents import Document
+from etl.errors import ApiUnavailable, PayloadError, TestSessionNotFound, UnusableSession
+from etl.normalize import ERROR_GROUP
+from etl.pipeline.run import AccountRun
+from etl.warehouse import Payload
+
+logger = logging.getLogger(__name__)
+
+
+def refresh_error_groups(run: AccountRun) -> None:
+    """Read what is wanted with the fewest calls: pages of a hundred where many are, single ones where few are.
+
+    Test sessions are safe by now: what fails here is a warning, and the next pass asks again for what is unknown.
+    """
+    if not run.export.error_groups or run.etl.stop.is_set():
+        return
+    with run.database.reading() as connection:
+        wanted = warehouse.error_groups_to_fetch(connection, run.account.id, run.touched_groups)
+        pages = math.ceil(warehouse.count_error_groups(connection, run.account.id) / PAGE_SIZE)
+    if not wanted:
+        return
+    run.etl.progress.begin("error groups", len(wanted))
+    remaining = set(wanted)
+    try:
+        if len(remaining) > pages:
+            _list(run, remaining, pages)
+        for error_group_id in sorted(remaining):
+            if run.etl.stop.is_set():
+                return
+            _fetch(run, error_group_id)
+    except (ApiUnavailable, UnusableSession) as error:
+        run.warn(f"error groups could not be read, the next pass tries again: {error}")
+
+
+def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
+    for number, page in enumerate(run.client.list_error_groups(), 1):
+        found: list[tuple[str, Document]] = []
+        for document in page:
+            try:
+                error_group_id, _ = normalize.entry_key(document)
+            except PayloadError:
+                continue  # whatever it is, it is none that we want
+            if error_group_id in remaining:
+                found.append((error_group_id, document))
+        _save(run, found)
+        remaining.difference_update(error_group_id for error_group_id, _ in found)
+        # The account may have far more groups than we refer to: a page must be worth more than single calls.
+        if len(remaining) <= 1 or number >= expected_pages + len(remaining) // 2 or run.etl.stop.is_set():
+            return
+
+
+def _fetch(run: AccountRun, error_group_id: str) -> None:
+    try:
+        document = run.client.fetch_error_group(error_group_id)
+    except UnusableSession as error:
+        if not isinstance(error, TestSessionNotFound):
+            run.warn(str(error))
+        # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
+        run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))
+    else:
+        _save(run, [(error_group_id, document)])
+
+
+def _save(run: AccountRun, found: Sequence[tuple[str, Document]]) -> None:
+    batch: list[normalize.ErrorGroupRows] = []
+    unusable: list[str] = []
+    for error_group_id, document in found:
+        try:
+            batch.append(normalize.normalize_error_group(document, error_group_id=error_group_id))
+        except PayloadError as error:
+            run.warn(f"error group {error_group_id} has an unusable document: {error}")
+            unusable.append(error_group_id)
+
+    def write(connection: Connection) -> None:
+        if run.export.keep_payloads:
+            payloads = [
+                Payload(ERROR_GROUP, id_, run.account.id, None, document)
+                for id_, document in found
+                if id_ not in unusable
+            ]
+            warehouse.save_payloads(connection, payloads)
+        warehouse.save_error_groups(connection, batch, account_id=run.account.id)
+        warehouse.error_groups_gone(connection, unusable)
+        warehouse.save_drift(connection, [rows.drift for rows in batch])
+
+    run.database.run(write)
+    run.etl.progress.advance(len(found))

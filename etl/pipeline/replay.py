@@ -1,0 +1,72 @@
+"""Replay: stored payloads become rows again, without the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from sqlalchemy import Connection
+
+from etl import normalize, warehouse
+from etl.errors import PayloadError
+from etl.normalize import ERROR_GROUP, TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.pipeline.run import Etl, Outcome
+from etl.pipeline.saving import save_test_sessions
+
+BATCH = 100
+
+
+def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
+    """Rewrite the rows of every stored payload, a hundred in a transaction; what it wrote, `outcome` counts."""
+    with etl.database.reading() as connection:
+        etl.progress.begin("replaying", warehouse.count_payloads(connection, TEST_SESSION))
+    for kind, rebuild in ((TEST_SESSION, _test_sessions), (ERROR_GROUP, _error_groups)):
+        after: str | None = None
+        while not etl.stop.is_set():
+            with etl.database.reading() as connection:
+                ids = warehouse.payload_ids(connection, kind, after=after, limit=BATCH)
+            if not ids:
+                break
+            after = ids[-1]
+            saved, problems = etl.database.run(partial(rebuild, ids=ids, etl_run_id=etl_run_id))
+            outcome.counters["test_sessions_saved"] += len(saved.changed)
+            outcome.counters["results_saved"] += saved.results
+            outcome.warnings += problems
+            etl.progress.advance(len(saved.changed))
+
+
+def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
+    details = warehouse.load_payloads(connection, TEST_SESSION, ids, lock=True)
+    summaries = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, ids)
+    held = warehouse.held_columns(connection, ids)
+    batch: list[TestSessionRows] = []
+    problems: list[str] = []
+    for id_, (detail, account_id) in details.items():
+        try:
+            batch.append(
+                normalize.normalize_test_session(
+                    detail,
+                    test_session_id=id_,
+                    account_id=account_id,
+                    summary=summaries[id_][0] if id_ in summaries else None,
+                    held=held.get(id_),
+                )
+            )
+        except PayloadError as error:
+            problems.append(f"the stored payload of test session {id_} cannot be replayed: {error}")
+    return save_test_sessions(connection, batch, etl_run_id, rewrite=True), problems
+
+
+def _error_groups(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
+    problems: list[str] = []
+    by_account: dict[str, list[normalize.ErrorGroupRows]] = {}
+    for id_, (document, account_id) in warehouse.load_payloads(connection, ERROR_GROUP, ids, lock=True).items():
+        try:
+            rows = normalize.normalize_error_group(document, error_group_id=id_)
+        except PayloadError as error:
+            problems.append(f"the stored payload of error group {id_} cannot be replayed: {error}")
+            continue
+        by_account.setdefault(account_id or "", []).append(rows)
+    for account_id, batch in sorted(by_account.items()):
+        warehouse.save_error_groups(connection, batch, account_id=account_id or None, is_fetch=False)
+    return warehouse.Saved(), problems

@@ -1,0 +1,169 @@
+"""What the phases of a run share: its context, its outcome, and one account's part of it.
+
+Hides how a client is put together for an account. Knows no phase.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from etl import warehouse
+from etl.checkly import Client
+from etl.config import Account, Export, Settings
+from etl.database import Database
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING
+from etl.pacing import Pacer
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """How far a long command is, for a terminal."""
+
+    def begin(self, what: str, total: int | None) -> None:
+        """A new phase of `total` steps (None: unknown)."""
+
+    def advance(self, steps: int) -> None:
+        """So many steps of the phase are done."""
+
+    def end(self) -> None:
+        """No phase any more."""
+
+
+class Silent:
+    """Progress that is not shown."""
+
+    def begin(self, what: str, total: int | None) -> None:
+        """Nothing."""
+
+    def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+@dataclass(slots=True)
+class Etl:
+    """What every command works with. Setting `stop` ends it soon, with its claims given back.
+
+    `time_is_up` says that `stop` was set by the end of --max-time, not by a signal.
+    """
+
+    settings: Settings
+    database: Database
+    user_agent: str = "checkly-etl"
+    stop: threading.Event = field(default_factory=threading.Event)
+    time_is_up: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended. `failures` mean exit 3, `warnings` and dead letters exit 1."""
+
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(warehouse.COUNTERS, 0))
+    warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    listed: int = 0
+    enqueued: int = 0
+    retrying: int = 0
+    is_interrupted: bool = False
+    is_out_of_time: bool = False
+    bug: BaseException | None = None
+
+    @property
+    def word(self) -> str:
+        """As in `etl_runs.outcome`."""
+        if self.is_interrupted:
+            return "interrupted"
+        if self.failures or self.bug is not None:
+            return "failed"
+        left = self.counters["test_sessions_dead"] or self.retrying or self.warnings or self.is_out_of_time
+        return "partial" if left else "ok"
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, in one text."""
+        problems = [*self.failures, *self.warnings]
+        if self.bug is not None:
+            problems.append(f"a bug in checkly-etl: {type(self.bug).__name__}")
+        return "; ".join(problems) or None
+
+    @property
+    def exit_code(self) -> int:
+        """The most severe wins: 3, 1, 0."""
+        if self.failures:
+            return EXIT_UNREACHABLE
+        return EXIT_WARNING if self.counters["test_sessions_dead"] or self.warnings or self.bug else EXIT_OK
+
+
+@dataclass(slots=True)
+class AccountRun:
+    """One account in one run."""
+
+    etl: Etl
+    account: Account
+    is_default: bool
+    etl_run_id: str
+    client: Client
+    pacer: Pacer
+    outcome: Outcome
+    failures_in_a_row: int = 0  # of the API, with no answer between
+    touched_groups: dict[str, datetime] = field(default_factory=dict)  # newest start of a session that refers to it
+
+    @property
+    def database(self) -> Database:
+        """The warehouse's database."""
+        return self.etl.database
+
+    @property
+    def export(self) -> Export:
+        """The settings of the export."""
+        return self.etl.settings.export
+
+    def warn(self, message: str) -> None:
+        """Exit 1."""
+        if message not in self.outcome.warnings:
+            self.outcome.warnings.append(message)
+            logger.warning("%s", message)
+
+    def fail(self, message: str) -> None:
+        """Exit 3."""
+        self.outcome.failures.append(message)
+        logger.error("%s", message)
+
+    def count_calls(self) -> None:
+        """Add the account's calls to the run's counters; once, at its end."""
+        counters = self.outcome.counters
+        counters["api_requests"] += self.client.calls.requests
+        counters["api_retries"] += self.client.calls.retries
+        counters["throttled_ms"] += self.pacer.throttled_ms
+
+
+@contextmanager
+def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer]]:
+    """A client of the account, paced by its budget in the warehouse."""
+    checkly = etl.settings.checkly
+    pacer = Pacer(etl.database, account.id, account.requests_per_minute, etl.stop)
+    client = Client(
+        api_url=checkly.api_url,
+        account_id=account.id,
+        api_key=account.api_key.reveal(),
+        user_agent=etl.user_agent,
+        timeout=checkly.timeout.total_seconds(),
+        max_body=checkly.max_body,
+        pace=pacer,
+        stop=etl.stop,
+        connections=etl.settings.export.concurrency + 1,
+    )
+    try:
+        yield client, pacer
+    finally:
+        client.close()

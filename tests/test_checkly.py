@@ -1,0 +1,1257 @@
+"""The API client against the simulator and, for what no decent server does, against raw sockets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import random
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+import traceback
+import tracemalloc
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from etl import checkly, documents
+from etl.checkly import Client, PlanLacksList
+from etl.errors import (
+    AccessDenied,
+    ApiDown,
+    ApiUnavailable,
+    ConfigError,
+    EtlError,
+    Forbidden,
+    Interrupted,
+    PayloadError,
+    RateLimited,
+    Rejected,
+    TestSessionNotFound,
+)
+from etl.simulator import Simulator, World
+
+KEY = "cu_5ecret_of_test_checkly"
+PASSWORD = "pr0xy-passw0rd"
+ACCOUNT = "33333333-3333-4333-8333-333333333333"
+ID = "11111111-1111-4111-8111-111111111111"
+SESSIONS = "/v1/test-sessions"
+GROUPS = "/v1/test-session-error-groups"
+SINCE = datetime(2026, 11, 13, tzinfo=UTC)
+MB = 1_000_000
+ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+# --- who plays what -----------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Lets every call through at once and notes what the client says. `on_pause` may raise."""
+
+    def __init__(self) -> None:
+        self.acquired = 0
+        self.pauses: list[float | None] = []
+        self.answers = 0
+        self.on_acquire: Callable[[], None] = lambda: None
+        self.on_pause: Callable[[], None] = lambda: None
+
+    def acquire(self) -> None:
+        self.on_acquire()
+        self.acquired += 1
+
+    def pause(self, seconds: float | None) -> None:
+        self.pauses.append(seconds)
+        self.on_pause()
+
+    def answered(self) -> None:
+        self.answers += 1
+
+
+Answer = Callable[[socket.socket, bytes], bytes | None]
+
+
+class Server:
+    """A raw server: `answer` gets the socket and the head of a request; the bytes that it returns are sent.
+
+    None ends the connection. `heads` are the requests that came, `connections` counts.
+    """
+
+    def __init__(self, answer: Answer | bytes, tls: ssl.SSLContext | None = None) -> None:
+        self._answer: Answer = answer if callable(answer) else lambda _socket, _head: answer
+        self._tls = tls
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.stopping = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        self._threads[0].start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping.set()
+        for sock in (self._listener, *self._open):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout=5)
+        for sock in (self._listener, *self._open):
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(sock)
+            self._threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
+            self._threads[-1].start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with suppress(OSError):
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+                self._open.append(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while head := read_head(sock):
+                self.heads.append(head)
+                answer = self._answer(sock, head)
+                if answer is None:
+                    break
+                sock.sendall(answer)
+        sock.close()
+
+
+def read_head(sock: socket.socket) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        more = sock.recv(65536)
+        if not more:
+            return b""
+        head += more
+    return head
+
+
+def http(body: bytes = b"{}", status: int = 200, **headers: str | None) -> bytes:
+    """An answer. A header of None is left out."""
+    fields = {"content_length": str(len(body)), "content_type": "application/json", **headers}
+    lines = [f"HTTP/1.1 {status} X", *(f"{n.replace('_', '-')}: {v}" for n, v in fields.items() if v is not None)]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n", **headers: str | None) -> bytes:
+    head = http(b"", content_length=None, transfer_encoding="chunked", **headers)
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+def slowly(data: bytes, at_once: int = 0, seconds: float = 0.05) -> Answer:
+    """Byte by byte after the first `at_once`."""
+
+    def answer(sock: socket.socket, _head: bytes) -> None:
+        sock.sendall(data[:at_once])
+        for byte in data[at_once:]:
+            sock.sendall(bytes((byte,)))
+            time.sleep(seconds)
+
+    return answer
+
+
+def and_close(data: bytes) -> Answer:
+    def answer(sock: socket.socket, _head: bytes) -> None:
+        sock.sendall(data)
+
+    return answer
+
+
+def headers_of(head: bytes) -> dict[str, str]:
+    lines = head.decode("latin-1").split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+
+
+@pytest.fixture(autouse=True)
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.001)
+
+
+@pytest.fixture
+def pace() -> Pace:
+    return Pace()
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+MakeClient = Callable[..., Client]
+
+
+@pytest.fixture
+def make_client(pace: Pace, stop: threading.Event) -> Iterator[MakeClient]:
+    made: list[Client] = []
+
+    def make(
+        url: str, *, timeout: float = 5.0, max_body: int = 10 * MB, key: str = KEY, connections: int = 9
+    ) -> Client:
+        made.append(
+            Client(
+                api_url=url,
+                account_id=ACCOUNT,
+                api_key=key,
+                user_agent="checkly-etl/test",
+                timeout=timeout,
+                max_body=max_body,
+                pace=pace,
+                stop=stop,
+                connections=connections,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(make_client: MakeClient, simulator: Simulator) -> Client:
+    return make_client(simulator.url)
+
+
+@pytest.fixture
+def session_id(small_world: World) -> str:
+    return small_world.timetable()[0][1]
+
+
+def page_of(entries: list[Any], **more: Any) -> bytes:
+    return json.dumps({"length": len(entries), "entries": entries, **more}).encode()
+
+
+def in_time(work: Callable[[], None], seconds: float = 5.0) -> None:
+    """Do it in a thread of its own, so that a deadlock fails its test and no more."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+    if failures:
+        raise failures[0]
+
+
+def secrets_in(text: str) -> list[str]:
+    password = b64encode(f"user:{PASSWORD}".encode()).decode()
+    return [secret for secret in (KEY, PASSWORD, password) if secret in text]
+
+
+def everything_said(error: BaseException) -> str:
+    """An error and all behind it, also what `from None` hides."""
+    said, seen, waiting = [], set[int](), [error]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        said += [str(one), repr(one), "".join(traceback.format_exception(one))]
+        waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
+    return "\n".join(said)
+
+
+# --- what is asked ------------------------------------------------------------------------------------------
+
+
+def test_the_key_and_the_account_are_sent_exactly(client: Client, simulator: Simulator, session_id: str) -> None:
+    client.fetch_test_session(session_id)
+    (request,) = simulator.requests
+    sent = {name: value for name, value in request.headers.items() if name != "host"}
+    assert sent == {
+        "authorization": f"Bearer {KEY}",
+        "x-checkly-account": ACCOUNT,
+        "accept": "application/json",
+        "accept-encoding": "gzip, deflate",
+        "user-agent": "checkly-etl/test",
+    }
+    assert (request.method, request.path, request.query) == ("GET", f"{SESSIONS}/{session_id}", {})
+
+
+def test_a_document_comes_as_received(client: Client, small_world: World, session_id: str) -> None:
+    document = client.fetch_test_session(session_id)
+    assert json.loads(document.text) == small_world.detail(session_id)
+    assert document.sha256 == sha256(document.body).hexdigest()
+
+
+def test_a_compressed_document_is_unpacked(make_client: MakeClient) -> None:
+    body = json.dumps({"a": "ä" * 1000}).encode()
+    for encoding, packed in (
+        ("gzip", gzip.compress(body)),
+        ("deflate", zlib.compress(body)),
+        ("X-GZip", gzip.compress(body)),
+    ):
+        with Server(http(packed, content_encoding=encoding)) as server:
+            assert make_client(server.url).fetch_test_session(ID).body == body
+
+
+def test_a_document_of_another_id_is_handed_on_for_normalization_to_refuse(
+    client: Client, simulator: Simulator, session_id: str
+) -> None:
+    simulator.add_fault(kind="wrong_id")
+    assert json.loads(client.fetch_test_session(session_id).text)["testSessionId"] != session_id
+
+
+# --- lists --------------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_walked_by_its_cursor_with_the_filters_repeated(
+    client: Client, simulator: Simulator, small_world: World
+) -> None:
+    since, until = SINCE, SINCE + timedelta(days=2)
+    pages = list(client.list_test_sessions(since=since, until=until))
+    expected = {
+        id_
+        for created, id_ in small_world.timetable()
+        if since.timestamp() * 1000 <= created < until.timestamp() * 1000 and created <= small_world.at()
+    }
+    listed = [json.loads(entry.text)["id"] for page in pages for entry in page.entries]
+    assert len(pages) > 1
+    assert set(listed) == expected
+    assert len(listed) == len(expected)
+    assert [page.number for page in pages] == list(range(1, len(pages) + 1))
+    assert [page.is_last for page in pages] == [False] * (len(pages) - 1) + [True]
+    common = {"limit": ["100"], "from": [str(int(since.timestamp()))], "to": [str(int(until.timestamp()))]}
+    first, *others = simulator.requests
+    assert (first.path, first.query) == (SESSIONS, common)
+    for request in others:
+        assert set(request.query) == {"limit", "from", "to", "nextId"}
+        assert {name: request.query[name] for name in common} == common
+    assert len({request.query["nextId"][0] for request in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (1_700_000_000, 1_700_000_060, ("1700000000", "1700000060")),
+        (1_700_000_000.000001, 1_700_000_060.000001, ("1700000000", "1700000061")),
+        (1_700_000_000.999999, 1_700_000_060.999999, ("1700000000", "1700000061")),
+        (-1.5, -0.5, ("-2", "0")),
+    ],
+)
+def test_the_bounds_of_a_list_are_whole_seconds_rounded_outwards(
+    make_client: MakeClient, since: float, until: float, expected: tuple[str, str]
+) -> None:
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    with Server(http(page_of([]))) as server:
+        walk = make_client(server.url).list_test_sessions(
+            since=epoch + timedelta(microseconds=round(since * 1_000_000)),
+            until=epoch + timedelta(microseconds=round(until * 1_000_000)),
+        )
+        assert [page.entries for page in walk] == [[]]
+        assert server.heads[0].split()[1].decode() == f"{SESSIONS}?limit=100&from={expected[0]}&to={expected[1]}"
+
+
+def test_a_list_without_an_end_has_no_upper_bound(make_client: MakeClient) -> None:
+    with Server(http(page_of([]))) as server:
+        list(make_client(server.url).list_test_sessions(since=SINCE))
+        assert server.heads[0].split()[1].decode() == f"{SESSIONS}?limit=100&from={int(SINCE.timestamp())}"
+
+
+@pytest.mark.parametrize("end", [{}, {"nextId": None}, {"nextId": ""}], ids=["absent", "null", "empty"])
+def test_a_page_without_a_cursor_is_the_last(make_client: MakeClient, end: dict[str, Any]) -> None:
+    pages = iter([page_of([{"n": 1}], nextId="a&b=c/ä"), page_of([{"n": 2}], **end)])
+    with Server(lambda _socket, _head: http(next(pages))) as server:
+        walked = list(make_client(server.url).list_test_sessions(since=SINCE))
+        assert [(page.number, page.is_last) for page in walked] == [(1, False), (2, True)]
+        assert [entry.text for page in walked for entry in page.entries] == ['{"n": 1}', '{"n": 2}']
+        assert server.heads[1].split()[1].endswith(b"&nextId=a%26b%3Dc%2F%C3%A4")
+
+
+@pytest.mark.parametrize("cursors", [["a", "a"], ["a", "b", "a"]])
+def test_a_cursor_that_repeats_ends_the_walk_after_its_pages(make_client: MakeClient, cursors: list[str]) -> None:
+    pages = iter([page_of([{"n": n}], nextId=cursor) for n, cursor in enumerate(cursors)])
+    seen = []
+    with Server(lambda _socket, _head: http(next(pages))) as server:
+        with pytest.raises(ApiUnavailable, match="cursor repeats") as caught:
+            for page in make_client(server.url).list_test_sessions(since=SINCE):
+                seen += [entry.text for entry in page.entries]
+        assert caught.value.kind == "cursor"
+        assert seen == [f'{{"n": {n}}}' for n in range(len(cursors))]
+        assert len(server.heads) == len(cursors)
+
+
+ENTRIES = [
+    rb'{ "name" : "emoji \ud83d\ude00" , "deep": [[{"entries": [1]}], "]}"] }',
+    b'{"n": 1e99, "m": 1' + b"0" * 250 + rb', "x": "\\\"ud800"}',
+    b'"]"',
+    b"-1.50",
+    b"null",
+    b"[]",
+]
+
+
+@pytest.mark.parametrize("odd", [rb'"lone \ud800"', rb'{"name": "NUL \u0000"}', rb'"\\u0000"', b'"plain"'])
+def test_entries_come_as_received_whatever_text_is_in_them(make_client: MakeClient, odd: bytes) -> None:
+    entries = [odd, *ENTRIES]
+    array = b"[ " + b" ,\n".join(entries) + b" ]"
+    page = b' {"note": ["entries", {"entries": [0]}], "entries": ' + array + b', "nextId": null}\r\n'
+    with Server(lambda _socket, head: http(array if b"error-groups" in head else page)) as server:
+        client = make_client(server.url)
+        (listed,) = client.list_test_sessions(since=SINCE)
+        assert [entry.body for entry in listed.entries] == entries
+        assert [entry.sha256 for entry in listed.entries] == [sha256(entry).hexdigest() for entry in entries]
+        assert [group.body for group in next(client.list_error_groups())] == entries
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"[]", "$"),
+        (b"{}", "$"),
+        (b'{"entries": null}', "$.entries"),
+        (b'{"entries": {}}', "$.entries"),
+        (b'{"entries": [], "nextId": 7}', "$.nextId"),
+        (rb'{"entries": {}, "x": "\ud800"}', "$.entries"),
+        (rb'{"entries": [], "x": "\ud800", "nextId": 7}', "$.nextId"),
+        (rb'["\ud800"]', "$"),
+    ],
+)
+def test_a_list_that_breaks_the_contract_is_a_payload_error(make_client: MakeClient, body: bytes, path: str) -> None:
+    with Server(http(body)) as server, pytest.raises(PayloadError) as caught:
+        list(make_client(server.url).list_test_sessions(since=SINCE))
+    assert caught.value.json_path == path
+
+
+def test_the_list_of_error_groups_is_an_array(make_client: MakeClient) -> None:
+    with Server(http(b"{}")) as server, pytest.raises(PayloadError, match="array"):
+        list(make_client(server.url).list_error_groups())
+
+
+@pytest.mark.parametrize("sizes", [[100, 100, 7], [100, 0], [0]])
+def test_error_groups_are_paged_until_a_page_is_not_full(make_client: MakeClient, sizes: list[int]) -> None:
+    pages = iter(sizes)
+    with Server(lambda _socket, _head: http(json.dumps([{"id": n} for n in range(next(pages))]).encode())) as server:
+        assert [len(page) for page in make_client(server.url).list_error_groups()] == sizes
+        asked = [head.split()[1].decode() for head in server.heads]
+        assert asked == [f"{GROUPS}?limit=100&page={number}" for number in range(1, len(sizes) + 1)]
+
+
+def test_one_error_group_is_asked_for_by_its_id(client: Client, simulator: Simulator, small_world: World) -> None:
+    group = small_world.error_groups()[0]
+    assert json.loads(client.fetch_error_group(group["id"]).text) == group
+    assert simulator.requests[-1].path == f"{GROUPS}/{group['id']}"
+    with pytest.raises(TestSessionNotFound):
+        client.fetch_error_group(ID)
+
+
+# --- what each status means ---------------------------------------------------------------------------------
+
+# status: error of a document, error of the list, kind, tries
+STATUSES: dict[int, tuple[type[EtlError], type[EtlError], str, int]] = {
+    201: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    204: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    206: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    301: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    302: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    304: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    307: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    308: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    400: (Rejected, Rejected, "rejected", 1),
+    401: (AccessDenied, AccessDenied, "access_denied", 1),
+    402: (PlanLacksList, PlanLacksList, "plan", 1),
+    404: (TestSessionNotFound, ApiDown, "not_found", 1),
+    407: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
+    408: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    409: (Rejected, Rejected, "rejected", 1),
+    410: (TestSessionNotFound, ApiDown, "not_found", 1),
+    422: (Rejected, Rejected, "rejected", 1),
+    451: (Rejected, Rejected, "rejected", 1),
+    500: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    501: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    502: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    503: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    504: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+    599: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
+}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_each_status_has_its_error(
+    client: Client, simulator: Simulator, pace: Pace, session_id: str, status: int
+) -> None:
+    of_document, of_list, kind, tries = STATUSES[status]
+    simulator.add_fault(kind="status", status=status)
+    with pytest.raises(EtlError) as caught:
+        client.fetch_test_session(session_id)
+    assert type(caught.value) is of_document
+    assert caught.value.kind == kind
+    assert isinstance(caught.value, AccessDenied) or str(status) in str(caught.value)
+    assert len(simulator.requests) == tries == client.calls.requests == pace.acquired
+    assert client.calls.retries == tries - 1
+    assert pace.answers == 0
+    with pytest.raises(EtlError) as caught:
+        list(client.list_test_sessions(since=SINCE))
+    assert type(caught.value) is of_list
+    assert len(simulator.requests) == 2 * tries
+
+
+@pytest.mark.parametrize("status", [402, 410])
+def test_a_document_that_is_refused_is_named(
+    client: Client, simulator: Simulator, session_id: str, status: int
+) -> None:
+    simulator.add_fault(kind="status", status=status)
+    with pytest.raises(EtlError, match=session_id):
+        client.fetch_test_session(session_id)
+    with pytest.raises(EtlError, match="list of test sessions"):
+        client.check_access()
+
+
+def test_a_403_on_the_list_is_the_account_s(client: Client, simulator: Simulator) -> None:
+    simulator.add_fault(kind="status", status=403)
+    with pytest.raises(AccessDenied, match=ACCOUNT):
+        list(client.list_test_sessions(since=SINCE))
+    with pytest.raises(AccessDenied):
+        client.check_access()
+
+
+def test_a_403_on_a_document_is_told_from_the_account_s_by_one_probe(
+    client: Client, simulator: Simulator, session_id: str
+) -> None:
+    simulator.add_fault(kind="status", status=403, match=f"{SESSIONS}/")
+
+    def three_times() -> None:
+        for _ in range(3):
+            with pytest.raises(Forbidden, match=session_id):
+                client.fetch_test_session(session_id)
+
+    in_time(three_times)
+    assert [request.path for request in simulator.requests].count(SESSIONS) == 1
+    assert [request.query for request in simulator.requests if request.path == SESSIONS] == [{"limit": ["1"]}]
+    assert client.calls.requests == 4
+
+
+def test_threads_that_are_refused_together_probe_once(client: Client, simulator: Simulator, session_id: str) -> None:
+    simulator.add_fault(kind="status", status=403, match=f"{SESSIONS}/")
+    together = threading.Barrier(4)
+    refused: list[BaseException] = []
+
+    def fetch() -> None:
+        together.wait()
+        try:
+            client.fetch_test_session(session_id)
+        except EtlError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=fetch, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert [type(error) for error in refused] == [Forbidden] * 4
+    assert [request.path for request in simulator.requests].count(SESSIONS) == 1
+
+
+def test_a_403_everywhere_is_the_account_s(client: Client, simulator: Simulator, session_id: str) -> None:
+    simulator.add_fault(kind="status", status=403)
+
+    def fetch() -> None:
+        with pytest.raises(AccessDenied, match=ACCOUNT):
+            client.fetch_test_session(session_id)
+
+    in_time(fetch)
+
+
+def test_a_plan_without_lists_says_nothing_about_a_403(client: Client, simulator: Simulator, session_id: str) -> None:
+    simulator.add_fault(kind="status", status=403, match=f"{SESSIONS}/")
+    simulator.add_fault(kind="status", status=402)
+
+    def fetch() -> None:
+        with pytest.raises(Forbidden):
+            client.fetch_test_session(session_id)
+
+    in_time(fetch)
+
+
+def test_when_the_probe_fails_the_document_is_not_blamed(
+    client: Client, simulator: Simulator, session_id: str
+) -> None:
+    simulator.add_fault(kind="status", status=403, match=f"{SESSIONS}/")
+    simulator.add_fault(kind="status", status=500)
+
+    def fetch() -> None:
+        with pytest.raises(ApiUnavailable):
+            client.fetch_test_session(session_id)
+
+    in_time(fetch)
+
+
+def test_a_403_on_an_error_group_costs_no_probe(client: Client, simulator: Simulator) -> None:
+    simulator.add_fault(kind="status", status=403)
+    with pytest.raises(Forbidden):
+        client.fetch_error_group(ID)
+    assert len(simulator.requests) == 1
+
+
+def test_a_key_that_is_refused_is_the_end_even_of_the_probe(simulator: Simulator, make_client: MakeClient) -> None:
+    with (
+        Simulator(simulator.world, api_key="another") as strict,
+        pytest.raises(AccessDenied, match="CHECKLY_API_KEY"),
+    ):
+        make_client(strict.url).check_access()
+
+
+@pytest.mark.parametrize(
+    ("status", "answers"),
+    [(200, True), (401, True), (402, True), (403, True), (400, True), (404, False), (500, False)],
+)
+def test_only_an_answer_of_the_api_counts_as_answering(
+    client: Client, simulator: Simulator, status: int, answers: bool
+) -> None:
+    if status != 200:
+        simulator.add_fault(kind="status", status=status)
+    assert client.is_answering() is answers
+    assert len(simulator.requests) == 1  # asked once
+
+
+def test_being_interrupted_is_no_answer_of_the_api(client: Client, pace: Pace) -> None:
+    def interrupted() -> None:
+        raise Interrupted("stopped")
+
+    pace.on_acquire = interrupted
+    with pytest.raises(Interrupted):
+        client.is_answering()
+
+
+# --- retries ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_success_ends_the_retries(
+    client: Client, simulator: Simulator, pace: Pace, session_id: str, failures: int
+) -> None:
+    simulator.add_fault(kind="status", status=503, times=failures)
+    client.fetch_test_session(session_id)
+    assert len(simulator.requests) == client.calls.requests == pace.acquired == failures + 1
+    assert client.calls.retries == failures
+    assert pace.answers == 1
+    client.fetch_test_session(session_id)
+    assert (client.calls.requests, client.calls.retries) == (failures + 2, failures)
+
+
+@pytest.mark.parametrize("kind", ["status", "reset", "cut", "garbage", "not_utf8"])
+def test_four_tries_are_made_and_counted(client: Client, simulator: Simulator, session_id: str, kind: str) -> None:
+    simulator.add_fault(kind=kind)
+    with pytest.raises(ApiUnavailable, match=r"\(4 tries\)") as caught:
+        client.fetch_test_session(session_id)
+    assert caught.value.kind == ("unavailable" if kind in ("status", "reset") else "unreadable")
+    assert session_id in str(caught.value)
+    assert (client.calls.requests, client.calls.retries) == (4, 3)
+    assert len(simulator.requests) == 4
+
+
+def test_retries_wait_longer_each_time_and_not_all_alike(
+    client: Client, simulator: Simulator, stop: threading.Event, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.5)
+    waits: list[float] = []
+    monkeypatch.setattr(stop, "wait", lambda seconds: waits.append(seconds))
+    simulator.add_fault(kind="status", status=500)
+    for _ in range(20):
+        with pytest.raises(ApiUnavailable):
+            client.fetch_test_session(session_id)
+    for number, usual in enumerate((0.5, 1.0, 2.0)):
+        of_this_retry = waits[number::3]
+        assert all(usual * 0.5 <= wait <= usual * 1.5 for wait in of_this_retry)
+        assert len(set(of_this_retry)) > 1
+
+
+def test_no_retry_is_begun_later_than_the_timeout(
+    make_client: MakeClient, simulator: Simulator, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _low, _high: 1.0)
+    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.2)
+    simulator.add_fault(kind="status", status=500)
+    client = make_client(simulator.url, timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(ApiUnavailable, match="2 tries"):
+        client.fetch_test_session(session_id)
+    assert time.monotonic() - began < 0.4  # nor is the wait for it
+
+
+def test_waiting_for_the_rate_budget_takes_nothing_of_the_time_for_retries(
+    make_client: MakeClient, simulator: Simulator, pace: Pace, session_id: str
+) -> None:
+    def slow_once() -> None:
+        time.sleep(0.4)
+        pace.on_acquire = lambda: None
+
+    pace.on_acquire = slow_once
+    simulator.add_fault(kind="status", status=500, times=1)
+    make_client(simulator.url, timeout=0.3).fetch_test_session(session_id)
+
+
+@pytest.mark.parametrize("status", [500, 503, 408])
+def test_a_retry_after_of_a_fault_is_waited_for(
+    client: Client, simulator: Simulator, session_id: str, status: int
+) -> None:
+    simulator.add_fault(kind="status", status=status, headers={"Retry-After": "0.3"}, times=1)
+    began = time.monotonic()
+    client.fetch_test_session(session_id)
+    assert 0.3 <= time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize(("timeout", "wish"), [(60, "31"), (60, "100000"), (5, "6")])
+def test_a_long_retry_after_of_a_fault_is_left_to_the_queue(
+    make_client: MakeClient, simulator: Simulator, session_id: str, timeout: float, wish: str
+) -> None:
+    simulator.add_fault(kind="status", status=503, headers={"Retry-After": wish})
+    with pytest.raises(ApiUnavailable, match="503"):
+        make_client(simulator.url, timeout=timeout).fetch_test_session(session_id)
+    assert len(simulator.requests) == 1
+
+
+def test_a_retry_after_of_nothing_is_no_invitation_to_storm(
+    client: Client, simulator: Simulator, stop: threading.Event, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.5)
+    waits: list[float] = []
+    monkeypatch.setattr(stop, "wait", lambda seconds: waits.append(seconds))
+    simulator.add_fault(kind="status", status=503, headers={"Retry-After": "0"})
+    with pytest.raises(ApiUnavailable):
+        client.fetch_test_session(session_id)
+    assert len(waits) == 3
+    assert min(waits) >= 0.25
+
+
+def test_stop_ends_the_wait_for_a_retry_at_once(
+    client: Client, simulator: Simulator, stop: threading.Event, session_id: str
+) -> None:
+    simulator.add_fault(kind="status", status=503, headers={"Retry-After": "4"})
+    threading.Timer(0.2, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match=session_id):
+        client.fetch_test_session(session_id)
+    assert time.monotonic() - began < 1
+    assert len(simulator.requests) == 1
+
+
+# --- 429 ----------------------------------------------------------------------------------------------------
+
+
+def test_a_429_pauses_and_is_no_failure(client: Client, simulator: Simulator, pace: Pace, session_id: str) -> None:
+    simulator.add_fault(kind="status", status=429, headers={"Retry-After": "7"}, times=6)
+    client.fetch_test_session(session_id)
+    assert pace.pauses == [7.0] * 6
+    assert (client.calls.requests, client.calls.retries, pace.acquired, pace.answers) == (7, 6, 7, 1)
+
+
+NOTHING = (None, "", " ", "soon", "nan", "-5", "0", "Mon, 32 Foo 2026 25:00:00 GMT", "Wed, 01 Jan 2020 00:00:00 GMT")
+OVERFLOWING = ("Mon, 01 Jan 2024 00:00:00 +99999999999999999", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+
+
+@pytest.mark.parametrize("value", [*NOTHING, *OVERFLOWING])
+def test_a_retry_after_that_says_nothing_is_none(
+    client: Client, simulator: Simulator, pace: Pace, session_id: str, value: str | None
+) -> None:
+    headers = {} if value is None else {"Retry-After": value}
+    simulator.add_fault(kind="status", status=429, headers=headers, times=1)
+    client.fetch_test_session(session_id)
+    assert pace.pauses == [None]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("12", 12.0), (" 1.5 ", 1.5), ("99999999999", 86_400.0), ("1e999", 86_400.0), ("9" * 5000, 86_400.0)],
+)
+def test_a_retry_after_in_seconds_is_told_up_to_a_day(value: str, seconds: float) -> None:
+    assert checkly.retry_after(value) == seconds
+
+
+def test_a_retry_after_may_be_a_date(client: Client, simulator: Simulator, pace: Pace, session_id: str) -> None:
+    until = datetime.now(UTC) + timedelta(seconds=90)
+    for text in (format_datetime(until, usegmt=True), until.strftime("%a, %d %b %Y %H:%M:%S")):
+        simulator.add_fault(kind="status", status=429, headers={"Retry-After": text}, times=1)
+        client.fetch_test_session(session_id)
+    assert all(seconds is not None and 85 < seconds <= 90 for seconds in pace.pauses)
+    assert len(pace.pauses) == 2
+
+
+def test_no_retry_after_is_a_bug_of_ours() -> None:
+    rng = random.Random(1)
+    for _ in range(3000):
+        text = "".join(rng.choice("0123456789 :+-,.;()JanMonGMTe\x00é/") for _ in range(rng.randint(0, 40)))
+        seconds = checkly.retry_after(text)
+        assert seconds is None or 0 < seconds <= 86_400
+
+
+def test_what_the_pace_raises_ends_the_call(
+    client: Client, simulator: Simulator, pace: Pace, session_id: str
+) -> None:
+    def long_pause() -> None:
+        raise RateLimited("a long pause", seconds=900)
+
+    pace.on_pause = long_pause
+    simulator.add_fault(kind="status", status=429, headers={"Retry-After": "900"})
+    with pytest.raises(RateLimited) as caught:
+        client.fetch_test_session(session_id)
+    assert caught.value.seconds == 900
+    assert len(simulator.requests) == 1
+
+
+def test_429_for_ever_ends_as_rate_limited(
+    client: Client, simulator: Simulator, pace: Pace, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkly, "LONGEST_PAUSE", 0.2)
+    pace.on_pause = lambda: time.sleep(0.05)
+    simulator.add_fault(kind="status", status=429)
+    with pytest.raises(RateLimited, match=session_id):
+        client.fetch_test_session(session_id)
+    assert 2 <= len(simulator.requests) <= 10
+
+
+def test_a_pause_takes_nothing_of_the_time_for_retries(
+    make_client: MakeClient, simulator: Simulator, pace: Pace, session_id: str
+) -> None:
+    pace.on_pause = lambda: time.sleep(0.4)
+    simulator.add_fault(kind="status", status=429, times=1)
+    simulator.add_fault(kind="status", status=503, times=1)
+    make_client(simulator.url, timeout=0.3).fetch_test_session(session_id)
+
+
+# --- the deadline -------------------------------------------------------------------------------------------
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+LONG = b'{"a": "' + b"x" * 991 + b'"}'
+
+
+def takes_a_second(client: Client) -> None:
+    began = time.monotonic()
+    with pytest.raises(ApiUnavailable) as caught:
+        client.fetch_test_session(ID)
+    took = time.monotonic() - began
+    assert 0.9 < took < 1.5
+    assert "did not answer within 1 s" in str(caught.value)
+    assert caught.value.kind == "unavailable"
+    assert client.calls.requests == 1  # a retry would begin too late
+
+
+def silence(sock: socket.socket, _head: bytes) -> None:
+    sock.recv(1)
+
+
+SLOW: dict[str, Answer] = {
+    "nothing": silence,
+    "a head in drips": slowly(HEAD + LONG),
+    "a header in drips": slowly(b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 5000, 20),
+    "100 Continue for ever": slowly(b"HTTP/1.1 100 Continue\r\n\r\n" * 500, 25, 0.001),
+    "a body in drips": slowly(HEAD + LONG, len(HEAD)),
+    "a body that stops": slowly(HEAD + LONG[:500] + LONG[:1], len(HEAD) + 500, 5),
+    "chunks in drips": slowly(chunked(*[b" "] * 900), 60),
+    "a chunk's length in drips": slowly(chunked(b"{}", end=b"0" * 500), 60),
+    "trailers in drips": slowly(chunked(b"{}", end=b"0\r\n" + b"X: y\r\n" * 500), 80),
+    "a body without an end in drips": slowly(b"HTTP/1.0 200 OK\r\n\r\n" + b" " * 900, 19),
+    "gzip in drips": slowly(http(gzip.compress(random.Random(1).randbytes(900)), content_encoding="gzip"), 100),
+}
+
+
+def test_the_timeout_is_a_deadline_over_a_whole_call(make_client: MakeClient) -> None:
+    # All at once: each takes a second.
+    with ExitStack() as stack, ThreadPoolExecutor(len(SLOW)) as pool:
+        servers = {name: stack.enter_context(Server(answer)) for name, answer in SLOW.items()}
+        calls = {
+            name: pool.submit(takes_a_second, make_client(server.url, timeout=1.0))
+            for name, server in servers.items()
+        }
+        errors = {name: call.exception() for name, call in calls.items()}
+    assert {name: error for name, error in errors.items() if error is not None} == {}
+
+
+def test_the_deadline_holds_on_a_connection_that_is_used_again(make_client: MakeClient) -> None:
+    def answer(sock: socket.socket, head: bytes) -> bytes | None:
+        return slowly(HEAD + LONG, len(HEAD))(sock, head) if len(server.heads) > 1 else http()
+
+    with Server(answer) as server:
+        client = make_client(server.url, timeout=1.0)
+        client.fetch_test_session(ID)
+        client.calls.requests = 0
+        takes_a_second(client)
+        assert server.connections == 1
+
+
+def test_the_simulator_s_trickle_meets_the_deadline(
+    make_client: MakeClient, simulator: Simulator, session_id: str
+) -> None:
+    simulator.add_fault(kind="trickle", seconds=0.05, headers_too=True)
+    takes_a_second(make_client(simulator.url, timeout=1.0))
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """Of a server that does not even take connections: its queue is full."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        waiting = []
+        for number in (1, 2, 3):
+            for _ in range(3):
+                sock = socket.socket()
+                sock.setblocking(False)
+                with suppress(BlockingIOError):
+                    sock.connect((f"127.0.0.{number}", port))
+                waiting.append(sock)
+        time.sleep(0.05)
+        yield port
+        for sock in waiting:
+            sock.close()
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """The name api.test has these addresses."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host != "api.test":
+            return real(host, *args, **kwargs)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_the_deadline_holds_over_all_addresses_of_a_host(
+    make_client: MakeClient, deaf_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, *[(f"127.0.0.{number}", deaf_port) for number in (1, 2, 3)])
+    takes_a_second(make_client("http://api.test", timeout=1.0))
+
+
+def test_an_address_that_is_deaf_or_closed_leaves_time_for_the_next(
+    make_client: MakeClient, deaf_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(http()) as server:
+        resolve_to(monkeypatch, ("127.0.0.1", deaf_port), ("127.0.0.1", 1), ("127.0.0.1", server.port))
+        make_client("http://api.test", timeout=1.0).fetch_test_session(ID)
+
+
+def test_a_tls_server_that_never_shakes_hands_meets_the_deadline(make_client: MakeClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        takes_a_second(make_client(f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=1.0))
+
+
+def test_the_deadline_counts_a_proxy_s_connect(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hello(sock: socket.socket, _head: bytes) -> None:
+        time.sleep(0.7)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while sock.recv(65536):
+            pass
+
+    with Server(no_hello) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        takes_a_second(make_client("https://api.test", timeout=1.0))
+
+
+def test_a_slow_proxy_s_connect_leaves_less_for_the_answer(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, ssl.SSLContext]
+) -> None:
+    ca, context = certificate
+
+    def answer(sock: socket.socket, head: bytes) -> None:
+        time.sleep(0.6)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with context.wrap_socket(sock, server_side=True) as inner:
+            read_head(inner)
+            time.sleep(3)
+
+    with Server(answer) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca))
+        takes_a_second(make_client("https://localhost:1", timeout=1.0))
+
+
+# --- bodies -------------------------------------------------------------------------------------------------
+
+
+def padded(size: int) -> bytes:
+    return b'{"a": "' + b"x" * (size - 9) + b'"}'
+
+
+@pytest.mark.parametrize("way", ["length", "chunked", "until the end", "gzip", "gzip chunked"])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_body_of_exactly_max_body_is_read_and_one_byte_more_is_not(
+    make_client: MakeClient, way: str, more: int
+) -> None:
+    body = padded(200_000 + more)
+    packed = gzip.compress(body)
+    answer = {
+        "length": http(body),
+        "chunked": chunked(body[:70_000], body[70_000:]),
+        "until the end": http(body, content_length=None, connection="close"),
+        "gzip": http(packed, content_encoding="gzip"),
+        "gzip chunked": chunked(packed[:9], packed[9:], content_encoding="gzip"),
+    }[way]
+    with Server(and_close(answer)) as server:
+        client = make_client(server.url, max_body=200_000)
+        if more:
+            with pytest.raises(PayloadError, match=r"over 200000 bytes \(checkly.max_body\)"):
+                client.fetch_test_session(ID)
+            assert len(server.heads) == 1
+        else:
+            assert client.fetch_test_session(ID).body == body
+
+
+@pytest.fixture(scope="module")
+def bombs() -> dict[str, bytes]:
+    """Answers of some hundred kilobytes that unpack to 200 MB."""
+
+    def pack(bits: int) -> bytes:
+        packer = zlib.compressobj(9, zlib.DEFLATED, bits)
+        return b"".join([*(packer.compress(b" " * MB) for _ in range(200)), packer.flush()])
+
+    packed, deflated = pack(31), pack(-15)
+    return {
+        "gzip": http(packed, content_encoding="gzip"),
+        "gzip, chunked": chunked(packed[:1000], packed[1000:], content_encoding="gzip"),
+        "raw deflate": http(deflated, content_encoding="deflate"),
+        "gzip in gzip": http(gzip.compress(packed), content_encoding="gzip, gzip"),
+        "in a redirect": http(packed, 302, content_encoding="gzip", location="/elsewhere"),
+        "in a refusal": http(packed, 400, content_encoding="gzip"),
+    }
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "name", ["gzip", "gzip, chunked", "raw deflate", "gzip in gzip", "in a redirect", "in a refusal"]
+)
+def test_a_bomb_is_refused_before_it_has_grown(make_client: MakeClient, bombs: dict[str, bytes], name: str) -> None:
+    def fetch() -> None:
+        with pytest.raises((PayloadError, ApiUnavailable, Rejected)) as caught:
+            client.fetch_test_session(ID)
+        assert isinstance(caught.value, PayloadError) is not name.startswith("in a")
+
+    with Server(bombs[name]) as server:
+        client = make_client(server.url, max_body=2 * MB)
+        assert peak_of(fetch) < 12 * MB
+
+
+def test_the_simulator_s_bomb_is_refused(make_client: MakeClient, simulator: Simulator, session_id: str) -> None:
+    simulator.add_fault(kind="gzip_bomb", size=50 * MB)
+    with pytest.raises(PayloadError, match="max_body"):
+        make_client(simulator.url, max_body=2 * MB).fetch_test_session(session_id)
+    assert len(simulator.requests) == 1
+
+
+def test_a_body_that_is_too_long_by_its_own_word_is_not_read(make_client: MakeClient) -> None:
+    sent = 0
+
+    def answer(sock: socket.socket, _head: bytes) -> None:
+        nonlocal sent
+        sock.sendall(http(b"", content_length=str(500 * MB)))
+        with suppress(OSError):
+            while True:
+                sent += sock.send(b" " * 65536)
+
+    with Server(answer) as server, pytest.raises(PayloadError):
+        make_client(server.url, max_body=MB).fetch_test_session(ID)
+    assert sent < 10 * MB
+
+
+def endless(head: bytes, block: bytes) -> Answer:
+    def answer(sock: socket.socket, _head: bytes) -> None:
+        sock.sendall(head)
+        while True:
+            sock.sendall(block)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "block"),
+    [
+        ("a body", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b" " * 65536),
+        ("a chunk of -1 bytes", chunked(end=b"-1\r\n"), b" " * 65536),
+        ("a chunk's length", chunked(), b"0" * 65536),
+        ("a trailer", chunked(b"{}", end=b"0\r\n"), b"a" * 65536),
+        ("a header", b"HTTP/1.1 200 OK\r\nX: ", b"a" * 65536),
+        ("headers", b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 10_000),
+        ("a status line", b"HTTP/1.1 200 ", b"a" * 65536),
+    ],
+)
+def test_what_never_ends_fills_no_memory(make_client: MakeClient, name: str, head: bytes, block: bytes) -> None:
+    def fetch() -> None:
+        with pytest.raises((PayloadError, ApiUnavailable)) as caught:
+            client.fetch_test_session(ID)
+        assert isinstance(caught.value, PayloadError) is (name == "a body")
+
+    with Server(endless(head, block)) as server:
+        client = make_client(server.url, max_body=MB, timeout=1.0)
+        assert peak_of(fetch) < 6 * MB
+
+
+WHOLE = b'{"a": [1, 2, 3], "b": "' + b"x" * 500 + b'"}'
+
+UNREADABLE: dict[str, Answer | bytes] = {
+    "cut": and_close(http(WHOLE[:200], content_length=str(len(WHOLE)))),
+    "cut before it begins": and_close(http(b"", content_length="500")),
+    "cut within a chunk": and_close(chunked(WHOLE[:200], end=b"100\r\n" + WHOLE[200:300])),
+    "cut between chunks": and_close(chunked(WHOLE[:200], end=b"")),
+    "cut without a length": and_close(b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE[:200]),
+    "cut gzip": http(gzip.compress(WHOLE)[:30], content_encoding="gzip"),
+    "no gzip": http(WHOLE, content_encoding="gzip"),
+    "broken gzip": http(gzip.compress(WHOLE)[:20] + b"\xff" * 40, content_encoding="gzip"),
+    "an unknown encoding": http(zlib.compress(WHOLE), content_encoding="br"),
+    "no chunks": and_close(http(WHOLE, content_length=None, transfer_encoding="chunked")),
+    "empty": http(b""),
+    "HTML": http(b"<!DOCTYPE html><p>Just a moment"),
+    "two documents": http(b"{} {}"),
+    "NaN": http(b'{"a": NaN}'),
+    "Infinity and NUL": http(rb'{"a": -Infinity, "b": "\u0000"}'),
+    "a bare word": http(b"{a: 1}"),
+    "a line break in a text": http(b'{"a": "\n"}'),
+    "latin-1": http('{"a": "ä"}'.encode("latin-1")),
+    "a surrogate in UTF-8": http(b'{"a": "\xed\xa0\x80"}'),
+    "UTF-16": http('{"a": 1}'.encode("utf-16")),
+    "UTF-16 without a mark": http('{"a": 1}'.encode("utf-16-le")),
+    "two marks": http(b"\xef\xbb\xbf\xef\xbb\xbf" + rb'{"a": "\u0000"}'),
+    "a half escape": http(rb'{"a": "\ud8"}'),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_body_that_is_not_whole_json_is_tried_again(make_client: MakeClient, name: str) -> None:
+    """A fault of the way, not of the document: so it is retried, and never called a bad session."""
+
+    def answer(sock: socket.socket, head: bytes) -> bytes | None:
+        if len(server.heads) % 4 == 0 and is_mended:
+            return http(WHOLE)
+        spoiled = UNREADABLE[name]
+        return spoiled if isinstance(spoiled, bytes) else spoiled(sock, head)
+
+    is_mended = False
+    with Server(answer) as server:
+        client = make_client(server.url)
+        with pytest.raises(ApiUnavailable, match=rf"{ID}.*\(4 tries\)") as caught:
+            client.fetch_test_session(ID)
+        assert caught.value.kind == "unreadable"
+        assert "xxx" not in str(caught.value)
+        is_mended = True
+        assert client.fetch_test_session(ID).body == WHOLE
+        assert (client.calls.requests, client.calls.retries) == (8, 6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'{"a": "\ud800 lone, \udfff lone"}',
+        rb'{"a": "NUL \u0000"}',
+        '{"a": "ä \U0001f600"}'.encode(),
+        b' \r\n{"a": 1.50, "a": 1e2}\t\n',
+        rb'{"a": "\u00e4\/"}',
+    ],
+)
+def test_the_text_of_a_document_is_kept_as_received(make_client: MakeClient, text: bytes) -> None:
+    with Server(http(text)) as server:
+        document = make_client(server.url).fetch_test_session(ID)
+    assert document.text.encode() == document.body == text
+    assert document.sha256 == sha256(text).hexdigest()
+
+
+def test_a_byte_order_mark_is_left_out(make_client: MakeClient) -> None:
+    with Server(http(b'\xef\xbb\xbf{"a": 1}')) as server:
+        assert make_client(server.url).fetch_test_session(ID).text == '{"a": 1}'
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000 + b"]" * 100_000, rb'["\ud800",' + b"[" * 99_999 + b"]" * 100_000])
+def test_json_that_is_nested_too_deeply_is_a_payload_error(make_client: MakeClient, text: bytes) -> None:
+    with Server(http(text)) as server, pytest.raises(PayloadError, match="nested too deeply"):
+        make_client(server.url).fetch_test_session(ID)
+
+
+def test_what_no_database_can_hold_is_replaced_in_values_only() -> None:
+    document = documents.read(rb'{"a\u0000": ["\ud800", "\ud83d\ude00"]}')
+    assert documents.untyped(document) == {"a\ufffd": ["\ufffd", "\U0001f600"]}
+    assert documents.decode(document, dict[str, list[str]]) == {"a\ufffd": ["\ufffd", "\U0001f600"]}
+
+
+# --- answers that are hardly HTTP ---------------------------------------------------------------------------
+
+HARDLY_HTTP = {
+    "nothing": and_close(b""),
+    "another protocol": and_close(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "half a head": and_close(b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "10,000 header lines": and_close(
+        b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 10_000 + b"Content-Length: 2\r\n\r\n{}"
+    ),
+    "a huge header": and_close(http(x="a" * 1_000_000)),
+    "two lengths": and_close(http(content_length="2, 3")),
+    "a chunk of -2 bytes": and_close(chunked(end=b"-2\r\n")),
+    "a chunk of -1 bytes": and_close(chunked(end=b"-1\r\n{}")),
+    "an echo": lambda _sock, head: head,
+    "the key as a status line": lambda _sock, head: f"Authorization: Bearer {KEY}\r\n\r\n".encode(),
+    "the key as a chunk's length": lambda _sock, head: chunked(end=f"{KEY}\r\n".encode()),
+    "the key as a length": lambda _sock, head: http(content_length=f"1, 2, {KEY}"),
+}
+
+
+@pytest.mark.parametrize("name", HARDLY_HTTP)
+def test_what_is_no_http_is_an_error_of_ours_that_repeats_nothing(make_client: MakeClient, name: str) -> None:
+    with Server(HARDLY_HTTP[name]) as server:
+        client = make_client(server.url, timeout=2.0)
+        if name == "the key as a length":
+            client.fetch_test_session(ID)  # a length that is none is left out
+            return
+        with pytest.raises(ApiUnavailable) as caught:
+            client.fetch_test_session(ID)
+        assert client.calls.requests == 4
+        assert secrets_in(str(caught.value)) == []
+        assert "SSH" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "x", "-2", "2, 2"])
+def test_a_length_that_cannot_be_read_is_no_bug_of_ours(make_client: MakeClient, length: str) -> None:
+    with Server(and_close(http(content_length=length))) as server:
+        client = make_client(server.url)
+        with suppress(EtlError):
+            assert client.fetch_test_session(ID).text == "{}"
