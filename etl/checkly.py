@@ -293,10 +293,9 @@ class Client:
 
     def _exchange(self, url: str, what: str) -> Document:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
-        request = requests.Request("GET", url, headers=self._headers).prepare()
         try:
             response = self._adapter.send(
-                request,
+                requests.Request("GET", url, headers=self._headers).prepare(),
                 stream=True,
                 timeout=_Deadline(self._timeout),  # type: ignore[arg-type]
                 proxies=self._proxies,
@@ -424,11 +423,11 @@ class _Throttled(Exception):
 
 
 def _root(error: BaseException) -> BaseException:
-    """The innermost error: libraries wrap in `reason`, `args` and `__context__`."""
+    """The innermost error: libraries wrap in `reason`, `args` and `__cause__`."""
     for _ in range(10):
         inner = getattr(error, "reason", None)
         if not isinstance(inner, BaseException):
-            inner = next((item for item in error.args if isinstance(item, BaseException)), None)
+            inner = next((item for item in error.args if isinstance(item, BaseException)), error.__cause__)
         if inner is None:
             return error
         error = inner
@@ -442,12 +441,12 @@ def _cause(error: Exception) -> str:
         return root.strerror
     if isinstance(root, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
         return "the connection ended early"
-    if isinstance(root, (ValueError, http.client.HTTPException)) and not isinstance(root, OSError):
-        return "what came is not HTTP"  # their own words quote what came, or what was sent
+    if isinstance(root, (ValueError, http.client.HTTPException)) and not isinstance(root, ConnectionError):
+        return "this is not HTTP"  # their own words quote what came, or what was to be sent
     text = str(root.args[0]) if root.args and isinstance(root.args[0], str) else type(root).__name__
     if answered := re.match(r"Tunnel connection failed: \d+", text):
         return answered[0]
-    return text.split(": ", 1)[-1][:200] if "object at 0x" in text else text[:200]
+    return text[:200]
 
 
 def _proxies(api_url: str) -> dict[str, str]:
@@ -535,6 +534,13 @@ class _DeadlineResponse(http.client.HTTPResponse):
         if left is not None:
             raw = self.fp.detach()
             self.fp = io.BufferedReader(_DeadlineReader(sock, raw, time.monotonic() + left))
+
+    def begin(self) -> None:
+        super().begin()
+        # urllib3 refuses this too, but later, and then forgets to close the socket.
+        lengths = ",".join(self.headers.get_all("Content-Length", [])).split(",")
+        if len({length.strip() for length in lengths}) > 1:
+            raise http.client.HTTPException("two lengths")
 
     def _safe_read(self, amt: int) -> bytes:
         # urllib3 takes a chunk of -1 bytes for good, which here means: all that ever comes.

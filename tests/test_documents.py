@@ -99,6 +99,12 @@ def test_a_byte_order_mark_is_no_part_of_the_document() -> None:
     assert documents.read(BOM + b'{"name": "\\u0000"}').text == '{"name": "\\u0000"}'
 
 
+def test_utf_16_is_refused_even_where_its_bytes_are_utf_8_too() -> None:
+    # In UTF-16 this is a text of two characters between quotes; in UTF-8 it is no JSON.
+    with pytest.raises(NotJson):
+        documents.read(b'"\x00\\u0000"\x00')
+
+
 def test_a_known_document_is_the_same_as_a_read_one() -> None:
     assert documents.known(b'{"a":1}') == documents.read(b'{"a":1}')
 
@@ -149,6 +155,48 @@ def test_a_damaged_text_is_refused_or_read_but_never_fails_otherwise(value: Any,
     for use in (documents.untyped, lambda document: documents.decode(document, Outer)):
         with contextlib.suppress(PayloadError):
             use(document)
+
+
+# --- pages ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(JSON_VALUES, max_size=5), st.booleans(), st.sampled_from([None, 1, "\t"]), st.booleans())
+def test_a_page_falls_apart_into_its_items_as_received(
+    values: list[Any], ascii_only: bool, indent: int | str | None, is_object: bool
+) -> None:
+    page = {"length": 1, "a]}": [{"]": "}"}], "entries": values, "nextId": None} if is_object else values
+    body = json.dumps(page, ensure_ascii=ascii_only, indent=indent).encode()
+    found = documents.items(documents.read(body), "entries" if is_object else None)
+    assert [json.loads(item.body) for item in found] == values
+    for item in found:
+        assert item.body in body
+        assert item == documents.read(item.body)
+
+
+def test_an_item_keeps_spaces_escapes_and_numbers_of_any_size() -> None:
+    page = b' { "entries" : [ {"a" : "\\ud800"} ,\n 1e400,' + b"1" * 5000 + b', [ ] ], "n": 1e400 } '
+    found = documents.items(documents.known(page), "entries")
+    assert [item.body for item in found] == [b'{"a" : "\\ud800"}', b"1e400", b"1" * 5000, b"[ ]"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "path"),
+    [
+        (b"{}", None, "$"),
+        (b"1", None, "$"),
+        (b"[]", "entries", "$"),
+        (b"null", "entries", "$"),
+        (b"{}", "entries", "$"),
+        (b'{"entries": {}}', "entries", "$.entries"),
+        (b'{"entries": null}', "entries", "$.entries"),
+        (b'{"entries": "[]"}', "entries", "$.entries"),
+    ],
+)
+def test_a_page_without_its_array_is_told_with_its_place(body: bytes, field: str | None, path: str) -> None:
+    with pytest.raises(PayloadError) as caught:
+        documents.items(documents.read(body), field)
+    assert caught.value.json_path == path
 
 
 # --- values -------------------------------------------------------------------------------------------------

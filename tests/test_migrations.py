@@ -1,4 +1,4 @@
-"""The schema: up, down and up again; one migration at a time; a failed one changes nothing; whose it is not, it leaves."""
+"""The schema: up, down and up again; one migration at a time; a failed one changes nothing."""
 
 from __future__ import annotations
 

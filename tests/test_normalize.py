@@ -1570,14 +1570,20 @@ def test_unknown_fields_of_any_depth_end_as_payload_error_or_as_drift(depth: int
 
 
 @pytest.mark.parametrize("frames", [60, 100, 200])
-@pytest.mark.parametrize("depth", [10, *range(30, 220, 6)])
-def test_an_unknown_field_never_fails_otherwise_however_little_stack_is_left(frames: int, depth: int) -> None:
-    value = documents.known(f'{json.dumps(detail())[:-1]}, "new": {nested(depth)}}}'.encode())
-
-    def work() -> TestSessionRows:
-        return normalize_test_session(value, test_session_id=SESSION, account_id=None)
-
-    assert isinstance(stack_left(frames, lambda: outcome(work)), TestSessionRows | PayloadError)
+@pytest.mark.parametrize(
+    "template", ['"new": DEEP', '"metadata": {"github": {"new": DEEP}}'], ids=["session", "github"]
+)
+def test_an_unknown_field_never_fails_otherwise_however_little_stack_is_left(frames: int, template: str) -> None:
+    seen = set()
+    for depth in range(20, 220):
+        fields = template.replace("RESULT", A_RESULT).replace("DEEP", nested(depth))
+        value = documents.known(f"{json.dumps(detail())[:-1]}, {fields}}}".encode())
+        work = functools.partial(normalize_test_session, value, test_session_id=SESSION, account_id=None)
+        ended = stack_left(frames, functools.partial(outcome, work))
+        seen.add(type(ended))
+        if isinstance(ended, TestSessionRows):
+            assert_rows(ended)
+    assert seen == {TestSessionRows, PayloadError}, "the depths cover the edge"
 
 
 @pytest.mark.parametrize("analysis", ["a string", "", 7, 1.5, True, False, [], [{"classification": "x"}], {}])

@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -123,8 +123,9 @@ def _prism(mode: str, folder: Path, seed: str = "") -> Iterator[str]:
     start = _tool("start_prism.sh")
     port, log = _free_port(), folder / "prism.log"
     url = f"http://127.0.0.1:{port}"
-    with _running([start, str(port), mode], log, {**os.environ, "SEED": seed}) as process:
+    with ExitStack() as stack:
         with _alone():
+            process = stack.enter_context(_running([start, str(port), mode], log, {**os.environ, "SEED": seed}))
             _wait_until_it_answers(url, process, log, seconds=300)
         yield url
 

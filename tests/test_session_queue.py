@@ -19,6 +19,7 @@ from etl.database import Database, now
 from etl.normalize import normalize_test_session
 from etl.session_queue import BACKFILL, DISCOVERY, Claim, Failure, Listed
 from etl.simulator import World
+from etl.tables import etl_queue
 from tests.conftest import ACCOUNT, rows, scalar
 
 OTHER = "44444444-4444-4444-8444-444444444444"
@@ -51,7 +52,9 @@ def at(warehouse_url: str) -> Iterator[Callable[[float], Database]]:
         database.close()
 
 
-def enlist(database: Database, *entries: Listed, source: str = DISCOVERY, account_id: str = ACCOUNT, **more: Any) -> int:
+def enlist(
+    database: Database, *entries: Listed, source: str = DISCOVERY, account_id: str = ACCOUNT, **more: Any
+) -> int:
     return database.run(
         lambda c: session_queue.enqueue_listed(c, entries, account_id=account_id, source=source, **more)
     )
@@ -73,8 +76,7 @@ def numbers(claims: list[Claim]) -> list[int]:
 
 def row(database: Database, number: int) -> dict[str, Any]:
     with database.reading() as connection:
-        table = session_queue.etl_queue
-        found = connection.execute(table.select().where(table.c.test_session_id == id_(number))).mappings()
+        found = connection.execute(etl_queue.select().where(etl_queue.c.test_session_id == id_(number))).mappings()
         return dict(found.one())
 
 
@@ -369,7 +371,9 @@ def test_an_entry_that_the_warehouse_holds_is_not_queued_again(database: Databas
     numbered = [entry(n) for n in range(3)]
     with database.writing() as connection:
         for listed in numbered[:2]:
-            body = f'{{"testSessionId":"{listed.test_session_id}","status":"PASSED","startedAt":"2026-11-01T00:00:00Z"}}'
+            body = (
+                f'{{"testSessionId":"{listed.test_session_id}","status":"PASSED","startedAt":"2026-11-01T00:00:00Z"}}'
+            )
             saved = normalize_test_session(
                 documents.read(body.encode()),
                 test_session_id=listed.test_session_id,
@@ -480,9 +484,7 @@ def test_discarding_all_leaves_what_is_not_dead(database: Database) -> None:
 # --- many ---------------------------------------------------------------------------------------------------
 
 
-def test_thousands_of_ids_at_once_stay_under_every_limit(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thousands_of_ids_at_once_stay_under_every_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy import event
 
     most = 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from etl.normalize import (
     normalize_test_session,
 )
 from etl.simulator import World
+from etl.tables import error_group_playwright_tests, error_group_root_cause_analyses, test_sessions
 from etl.warehouse import Payload, Saved
 from tests.conftest import ACCOUNT, content, rows, scalar
 
@@ -228,8 +230,7 @@ def test_a_whole_account_is_saved_and_saved_again(database: Database, small_worl
 
 def stamps(database: Database) -> dict[str, Any]:
     with database.reading() as connection:
-        table = warehouse.test_sessions
-        return dict(connection.execute(table.select()).mappings().one())
+        return dict(connection.execute(test_sessions.select()).mappings().one())
 
 
 def test_an_unchanged_session_is_not_written(at: Callable[[float], Database]) -> None:
@@ -537,8 +538,8 @@ def test_an_error_group_is_replaced_as_a_whole_and_keeps_its_account(database: D
 def test_json_of_an_error_group_is_json(database: Database) -> None:
     save_group(database, group())
     with database.reading() as connection:
-        test = connection.execute(warehouse.error_group_playwright_tests.select()).one()
-        analysis = connection.execute(warehouse.error_group_root_cause_analyses.select()).one()
+        test = connection.execute(error_group_playwright_tests.select()).one()
+        analysis = connection.execute(error_group_root_cause_analyses.select()).one()
     assert test.suite_path == ["a", "é"]
     assert analysis.analysis == {"classification": "BUG", "codeFix": ["x"], "n": None}
     assert (test.spec_id, analysis.classification, analysis.code_fix) == ("5", "BUG", '["x"]')
@@ -720,7 +721,7 @@ def test_the_newest_runs_and_drift_come_first(at: Callable[[float], Database]) -
         start(at(hours))
         drift = Drift()
         drift.note(TEST_SESSION, f"$.{hours}", "x")
-        at(hours).run(lambda c, drift=drift: warehouse.save_drift(c, [drift]))
+        at(hours).run(partial(warehouse.save_drift, drifts=[drift]))
     with at(0).reading() as connection:
         runs = warehouse.last_runs(connection, 2)
         assert [row["json_path"] for row in warehouse.drift(connection, 2)] == ["$.2", "$.1"]

@@ -1,0 +1,393 @@
+"""The command line: what a user types, reads and gets back as an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from etl.database import Database
+from etl.simulator import Simulator, World
+from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
+from tests.documents import detail, entry, result, uuid
+
+NO_CHECKLY = {"CHECKLY_API_KEY": "", "CHECKLY_ACCOUNT_ID": ""}
+
+
+# --- what bad input gets ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [("CHECKLY_API_KEY",), ("CHECKLY_ACCOUNT_ID",), tuple(NO_CHECKLY)])
+def test_a_missing_key_or_account_is_one_message_that_names_both_variables(
+    program: Program, missing: tuple[str, ...]
+) -> None:
+    run = program("sync", **dict.fromkeys(missing, ""))
+    assert run.code == 2
+    assert run.err.count("checkly-etl:") == 1
+    assert "CHECKLY_API_KEY" in run.err
+    assert "CHECKLY_ACCOUNT_ID" in run.err
+    assert program("sync", "--json", **dict.fromkeys(missing, "")).json["exit_code"] == 2
+
+
+def test_a_wrong_key_exits_3_with_no_dead_letter_and_nothing_lost(
+    program: Program, simulator: Simulator, database: Database
+) -> None:
+    simulator.api_key = "another"
+    program("enqueue", uuid(1))
+    run = program("sync", "--json")
+    assert run.code == run.json["exit_code"] == 3
+    assert run.json["outcome"] == "failed"
+    assert "CHECKLY_API_KEY" in run.err
+    assert rows(database, "SELECT state, attempts FROM etl_queue") == [{"state": "queued", "attempts": 0}]
+
+
+def test_all_mistakes_of_the_settings_are_told_at_once(program: Program, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("export:\n  lookbak: 2d\n  concurrency: many\nobserve: {loss_warning: soon}\n")
+    run = program("sync", "--config", str(file), CHECKLY_ETL_EXPORT__LEASE="5", CHECKLY_ETL_EXPORT__SPEED="1")
+    assert run.code == 2
+    for part in ("lookbak", "concurrency", "loss_warning", "EXPORT__LEASE", "EXPORT__SPEED"):
+        assert part in run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("backfill",), "--since"),
+        (("backfill", "--since", "yesterday"), "--since"),
+        (("backfill", "--since", "1d", "--until", "2d"), "--until"),
+        (("sync", "--max-time", "10"), "--max-time"),
+        (("frobnicate",), "frobnicate"),
+        ((), "COMMAND"),
+        (("--config", "nowhere.yaml", "status"), "nowhere.yaml"),
+        (("dead", "retry"), "--all"),
+        (("dead", "show"), "dead list"),
+        (("dead", "retry", "nonsense"), "nonsense"),
+    ],
+)
+def test_wrong_usage_exits_2_with_a_message_and_no_traceback(
+    program: Program, arguments: tuple[str, ...], said: str
+) -> None:
+    run = program(*arguments)
+    assert run.code == 2
+    assert said in run.err
+    assert "Traceback" not in run.err
+    assert run.out == ""
+
+
+def test_two_bad_dates_are_one_failure_with_two_problems(program: Program) -> None:
+    run = program("backfill", "--since", "x", "--until", "y")
+    assert (run.code, run.err.count("checkly-etl: --")) == (2, 2)
+
+
+def test_nonsense_is_refused_and_the_good_ids_of_the_same_call_are_kept(
+    program: Program, database: Database, tmp_path: Path
+) -> None:
+    report = tmp_path / "checkly-json-report.json"
+    report.write_text(f'{{"testSessionId": "{uuid(2)}"}}')
+    link = f"https://app.checklyhq.com/accounts/{ACCOUNT}/test-sessions/{uuid(3)}"
+    run = program("enqueue", uuid(1).upper(), "nonsense", str(report), link)
+    assert run.code == 2
+    assert "nonsense" in run.err
+    queued = {str(row["test_session_id"]) for row in rows(database, "SELECT test_session_id FROM etl_queue")}
+    assert queued == {uuid(1), uuid(2), uuid(3)}
+
+
+def test_stdin_is_read_for_a_dash(program: Program, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    stdin = io.TextIOWrapper(io.BytesIO(f"ok\nTest session ID: {uuid(5)}\n".encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    run = program("enqueue", "-", "--json")
+    assert (run.code, run.json["queued"]) == (0, 1)
+    assert str(scalar(database, "SELECT test_session_id FROM etl_queue")) == uuid(5)
+
+
+@pytest.mark.parametrize("command", [("sync",), ("status",), ("enqueue", uuid(1)), ("dead", "list"), ("replay",)])
+def test_an_unmigrated_warehouse_exits_2_with_the_command_to_run(
+    program: Program, empty_url: str, command: tuple[str, ...]
+) -> None:
+    run = program(*command, CHECKLY_ETL_WAREHOUSE_URL=empty_url)
+    assert run.code == 2
+    assert "checkly-etl migrate" in run.err
+    if empty_url.startswith("sqlite"):
+        assert not Path(empty_url.removeprefix("sqlite:///")).exists(), "only migrate and demo create a file"
+
+
+def test_a_newer_schema_exits_2_and_says_so(program: Program, database: Database) -> None:
+    from sqlalchemy import text
+
+    with database.writing() as connection:
+        connection.execute(text("UPDATE etl_schema_version SET version_num = '9999'"))
+    for command in ("sync", "migrate"):
+        run = program(command)
+        assert run.code == 2
+        assert "newer" in run.err
+
+
+def test_migrate_can_be_run_again(program: Program, empty_url: str) -> None:
+    first = program("migrate", CHECKLY_ETL_WAREHOUSE_URL=empty_url, **NO_CHECKLY)
+    again = program("migrate", CHECKLY_ETL_WAREHOUSE_URL=empty_url, **NO_CHECKLY)
+    assert (first.code, again.code) == (0, 0)
+    assert first.out.startswith("migrated: ")
+    assert again.out.startswith("already current: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://nobody:sesame-street@127.0.0.1:1/nothing", "sqlite:////dev/null/warehouse.db"],
+)
+def test_an_unreachable_warehouse_exits_without_a_traceback(program: Program, url: str) -> None:
+    for command in (("sync", "--json"), ("migrate",), ("status",)):
+        run = program(*command, CHECKLY_ETL_WAREHOUSE_URL=url)
+        assert run.code in ((3,) if url.startswith("postgresql") else (2, 3))
+        assert "Traceback" not in run.err
+        assert "sesame-street" not in run.err + run.out
+
+
+def test_an_unreachable_api_exits_3_with_no_dead_letter(program: Program, database: Database) -> None:
+    program("enqueue", uuid(1))
+    run = program("sync", CHECKLY_API_URL="http://127.0.0.1:9", CHECKLY_ETL_CHECKLY__TIMEOUT="2s")
+    assert run.code == 3
+    assert "cannot be reached" in run.err
+    assert "Traceback" not in run.err
+    assert rows(database, "SELECT state, attempts FROM etl_queue") == [{"state": "queued", "attempts": 0}]
+
+
+@pytest.mark.parametrize(
+    ("file", "env", "said"),
+    [
+        ("checkly: {api_key: cu_literal_key}", {}, "checkly.api_key"),
+        ("", {"CHECKLY_API_KEY_FILE": "key.txt"}, "CHECKLY_API_KEY_FILE"),
+        ("", {"CHECKLY_ETL_WAREHOUSE_URL": "mysql://u:sesame@h/d"}, "PostgreSQL"),
+    ],
+)
+def test_secrets_in_the_wrong_place_and_other_databases_exit_2(
+    program: Program, tmp_path: Path, file: str, env: dict[str, str], said: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(file)
+    (tmp_path / "key.txt").write_text("cu_from_a_file\n")
+    run = program("sync", **env)
+    assert run.code == 2
+    assert said in run.err
+    assert "cu_literal_key" not in run.err
+    assert "sesame" not in run.err
+
+
+def test_a_key_may_come_from_a_file(program: Program, simulator: Simulator, tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_text("cu_from_a_file\n")
+    run = program("doctor", CHECKLY_API_KEY="", CHECKLY_API_KEY_FILE=str(tmp_path / "key.txt"))
+    assert run.code == 0
+    assert simulator.requests[-1].headers["authorization"] == "Bearer cu_from_a_file"
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_gets_from_nothing_to_a_full_warehouse(program: Program, empty_url: str) -> None:
+    program.env["CHECKLY_ETL_WAREHOUSE_URL"] = empty_url
+    assert program("migrate").code == 0
+    assert program("doctor").code == 0
+    run = program("sync")
+    assert run.code == 0
+    assert run.out.startswith("sync ok: test sessions ")
+    assert "exported test session" in run.err
+    status = program("status")
+    assert status.code == 0
+    assert "last success   20" in status.out
+
+
+def test_json_is_one_object_with_the_names_of_the_runs_row(program: Program, database: Database) -> None:
+    run = program("sync", "--json")
+    row = rows(database, "SELECT * FROM etl_runs")[0]
+    for name in ("test_sessions_saved", "test_sessions_unchanged", "results_saved", "api_requests", "throttled_ms"):
+        assert run.json[name] == row[name]
+    assert (run.json["outcome"], run.json["exit_code"], run.json["error"]) == ("ok", 0, None)
+    status = program("status", "--json").json
+    assert status["test_sessions"] == run.json["test_sessions_saved"]
+    assert status["freshness"][0]["account_id"] == ACCOUNT
+    plan = program("backfill", "--since", "3000d", "--plan", "--json").json
+    assert plan["to_fetch"] == 0
+
+
+def test_global_options_stand_before_or_after_the_command(program: Program) -> None:
+    before = program("-q", "--log-format", "json", "sync")
+    after = program("backfill", "--since", "3000d", "--force", "--log-format", "json", "-v")
+    assert before.err == ""
+    assert all(line.startswith("{") for line in after.err.splitlines())
+    assert after.err
+
+
+def test_dead_letters_are_listed_shown_retried_and_discarded(
+    program: Program, simulator: Simulator, database: Database
+) -> None:
+    simulator.put_test_session(detail(1, results=[result(1, status=7)]), entry(1))
+    for number in (2, 3):
+        program("enqueue", uuid(number))
+    run = program("sync")
+    assert run.code == 1
+    assert "checkly-etl dead list" in run.err
+
+    listed = program("dead", "list", "--json").json["dead"]
+    assert {letter["error_kind"] for letter in listed} == {"payload", "not_found"}
+    shown = program("dead", "show", uuid(1))
+    assert "$.results[0].status" in shown.out
+    assert "what to do" in shown.out
+
+    assert program("dead", "discard", uuid(2)).out == "1 discarded\n"
+    assert program("enqueue", uuid(2)).code == 1, "a discarded one comes back by force only"
+    assert program("enqueue", "--force", uuid(2)).code == 0
+    program("sync")
+
+    simulator.put_test_session(detail(1), entry(1))
+    assert program("dead", "retry", "--all").code == 0
+    program("sync")
+    assert scalar(database, "SELECT count(*) FROM test_sessions WHERE test_session_id = :id", id=uuid(1)) == 1
+    assert program("dead", "retry", uuid(9)).code == 2
+
+
+def test_the_doctor_says_what_does_not_work_and_what_to_do(program: Program, simulator: Simulator) -> None:
+    assert program("doctor").code == 0
+    simulator.api_key = "another"
+    run = program("doctor")
+    assert run.code == 3
+    assert "CHECKLY_API_KEY" in run.out
+    simulator.api_key = None
+    simulator.add_fault(match="/v1/test-sessions", kind="status", status=402)
+    assert program("doctor").code == 1
+    assert program("doctor", CHECKLY_ETL_WAREHOUSE_URL="sqlite:///none.db").code == 2
+
+
+def test_max_time_ends_a_pass_with_its_claims_given_back(
+    program: Program, simulator: Simulator, database: Database
+) -> None:
+    simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=0.3)
+    run = program("sync", "--max-time", "1s", "--json", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
+    assert (run.code, run.json["outcome"]) == (0, "partial")
+    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'leased'") == 0
+    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'queued'") > 0
+
+
+def test_sessions_about_to_be_lost_make_the_pass_exit_1(
+    program: Program, simulator: Simulator, database: Database
+) -> None:
+    simulator.add_fault(match=f"/v1/test-sessions/{uuid(1)}", kind="status", status=500)
+    simulator.put_test_session(detail(1), entry(1))
+    assert program("sync", "-q").code == 0
+    run = program("sync", "-q", CHECKLY_ETL_CHECKLY__RETENTION="1d")
+    assert run.code == 1
+    assert "deletes test sessions that are not exported" in run.err
+
+
+def test_no_secret_reaches_any_output(program: Program, simulator: Simulator, database: Database) -> None:
+    from etl.tables import metadata
+
+    simulator.add_fault(kind="status", status=500, probability=0.5)
+    for command in (("sync", "-v"), ("status", "--json"), ("doctor",), ("dead", "list"), ("sync", "--json", "-v")):
+        run = program(*command)
+        assert KEY not in run.out + run.err
+    with database.reading() as connection:
+        for table in metadata.sorted_tables:
+            assert KEY not in str(connection.execute(table.select()).all()), table.name
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def start(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """checkly-etl in a process of its own."""
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-m", "etl", *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(root), "HOME": "/nonexistent", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for a condition; fails when it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_pass_with_its_claims_given_back(
+    warehouse_url: str, database: Database, small_world: World, number: int, code: int
+) -> None:
+    with Simulator(small_world, rate_limit=0) as simulator:
+        simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=0.2)
+        process = start(environment(simulator.url, warehouse_url), "sync")
+        until(lambda: scalar(database, "SELECT count(*) FROM test_sessions") >= 3)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out.startswith("sync interrupted")
+    assert "run it again" in err
+    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'leased'") == 0
+    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE attempts > 0") == 0
+    assert rows(database, "SELECT outcome FROM etl_runs") == [{"outcome": "interrupted"}]
+
+
+def test_the_key_stands_in_no_process_list(warehouse_url: str, small_world: World) -> None:
+    with Simulator(small_world, rate_limit=0) as simulator:
+        simulator.add_fault(kind="delay", seconds=0.5)
+        process = start(environment(simulator.url, warehouse_url), "sync")
+        until(lambda: bool(simulator.requests))
+        command_line = Path(f"/proc/{process.pid}/cmdline")
+        if command_line.exists():
+            assert KEY.encode() not in command_line.read_bytes()
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_the_simulator_serves_until_it_is_told_to_stop() -> None:
+    process = start({}, "simulate", "--port", "0", "--seed", "3", "--now", "2026-01-01", "--api-key", "k")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("A simulated Checkly API answers at http://127.0.0.1:")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert err == ""
+
+
+def test_the_demo_fills_a_warehouse_and_says_what_is_in_it(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "etl", "demo"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(root), "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in (
+        "test sessions since",
+        "decided executions passed",
+        "retry-flaky",
+        "Freshest failure",
+        "to try next",
+    ):
+        assert part in done.stdout
+    demo = Database(f"sqlite:///{tmp_path}/demo/warehouse.db")
+    assert scalar(demo, "SELECT count(*) FROM test_sessions") > 1000
+    demo.close()
+
+
+def test_what_this_release_cannot_do_yet_is_refused_and_not_ignored(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("inbox: [{file: ids.txt}]\nexport: {result_details: all}\n")
+    run = program("sync")
+    assert run.code == 2
+    assert "inbox" in run.err
+    assert "export.result_details" in run.err
