@@ -160,6 +160,12 @@ class Client:
         except Forbidden:
             self._tell_apart(what)
             raise
+        except PlanLacksList as error:
+            try:
+                self._list({"limit": "1"}, what)
+            except PlanLacksList:
+                raise AccessDenied(f"{what}: the account's plan allows neither it nor the list (402)") from error
+            raise Rejected(str(error)) from error
 
     def list_test_sessions(self, *, since: datetime, until: datetime | None = None) -> Iterator[Page]:
         """`GET /v1/test-sessions`, page by page: sessions created from `since` (inclusive) to `until` (exclusive).
@@ -195,12 +201,12 @@ class Client:
         self._list({"limit": "1"}, "list of test sessions", tries=1)
 
     def is_answering(self) -> bool:
-        """Does the API answer at all? For telling an outage from bad documents. Raises Interrupted only."""
+        """Does the API answer at all? For telling an outage from bad documents. Raises Interrupted, RateLimited."""
         try:
             self.check_access()
         except (ApiUnavailable, ApiDown):
             return False
-        except Interrupted:
+        except (Interrupted, RateLimited):
             raise
         except EtlError:
             return True  # a refusal is an answer

@@ -133,7 +133,7 @@ def _payload_errors() -> Iterator[None]:
     except RecursionError:
         raise PayloadError("$", "nested too deeply to be read") from None
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `")
+        reason, _, path = str(error).replace("got `OutOfRange`", "got a number out of range").partition(" - at `")
         raise PayloadError(path.rstrip("`") or "$", reason) from None
     except msgspec.DecodeError as error:
         raise PayloadError("$", str(error)) from None
@@ -166,13 +166,18 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(digits: str) -> float:
+class OutOfRange:
+    """A number that no column can hold. In a field that is not typed it is of no account."""
+
+    def __repr__(self) -> str:
+        return "a number out of range"
+
+
+def _finite(digits: str) -> float | OutOfRange:
     value = float(digits)
-    if not math.isfinite(value):
-        raise PayloadError("$", "a number is out of range")
-    return value
+    return value if math.isfinite(value) else OutOfRange()
 
 
-def _integer(digits: str) -> int | float:
+def _integer(digits: str) -> int | float | OutOfRange:
     # Python refuses to read integers of thousands of digits; as numbers they are out of range anyway.
     return int(digits) if len(digits) < 300 else _finite(digits)

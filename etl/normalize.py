@@ -632,7 +632,7 @@ def _history_key(*parts: str | None) -> str:
 def _root_cause_analysis_row(error_group_id: str, position: int, document: RootCauseAnalysis, drift: Drift) -> Row:
     path = f"$.rootCauseAnalyses[{position - 1}]"
     whole = document.analysis
-    if _is_deeper(whole, _ANALYSIS_DEPTH):
+    if not _is_json_column(whole, _ANALYSIS_DEPTH):
         drift.note(ERROR_GROUP, "$.rootCauseAnalyses[].analysis", whole)
         whole = None
     analysis = whole if isinstance(whole, dict) else {}
@@ -744,15 +744,20 @@ def _utc(value: datetime | None, json_path: str) -> datetime | None:
         raise PayloadError(json_path, "lies outside of the years 1 to 9999 in UTC") from None
 
 
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects are nested in more than `depth` levels. Without recursion."""
+def _is_json_column(value: Any, depth: int) -> bool:
+    """Whether a value can stand in a JSON column: nested in at most `depth` levels, every number in range.
+
+    Without recursion, because the value may be as deep as a sender likes.
+    """
     level = [value]
     for _ in range(depth + 1):
+        if any(isinstance(item, documents.OutOfRange) for item in level):
+            return False
         level = [item for item in level if isinstance(item, (dict, list))]
         if not level:
-            return False
+            return True
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return True
+    return False
 
 
 def _shown(value: Any) -> str:

@@ -94,11 +94,16 @@ class Saved:
 # --- test sessions ----------------------------------------------------------------------------------------------
 
 
-def held_columns(connection: Connection, ids: Collection[str]) -> dict[str, Mapping[str, Any]]:
-    """The rows of test_sessions that we hold, by id."""
+def held_columns(
+    connection: Connection, ids: Collection[str], *, lock: bool = False
+) -> dict[str, Mapping[str, Any]]:
+    """The rows of test_sessions that we hold, by id; with `lock` they stay as they are."""
     held: dict[str, Mapping[str, Any]] = {}
     for some in chunks(sorted(ids)):
-        for row in connection.execute(select(test_sessions).where(_s.test_session_id.in_(some))).mappings():
+        query = select(test_sessions).where(_s.test_session_id.in_(some))
+        if lock:
+            query = query.order_by(_s.test_session_id).with_for_update()
+        for row in connection.execute(query).mappings():
             held[row["test_session_id"]] = dict(row)
     return held
 

@@ -495,7 +495,6 @@ STATUSES: dict[int, tuple[type[EtlError], type[EtlError], str, int]] = {
     308: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
     400: (Rejected, Rejected, "rejected", 1),
     401: (AccessDenied, AccessDenied, "access_denied", 1),
-    402: (PlanLacksList, PlanLacksList, "plan", 1),
     404: (TestSessionNotFound, ApiDown, "not_found", 1),
     407: (ApiUnavailable, ApiUnavailable, "unavailable", 1),
     408: (ApiUnavailable, ApiUnavailable, "unavailable", 4),
@@ -530,6 +529,19 @@ def test_each_status_has_its_error(
         list(client.list_test_sessions(since=SINCE))
     assert type(caught.value) is of_list
     assert len(simulator.requests) == 2 * tries
+
+
+def test_402_on_a_document_ends_the_account_only_if_the_list_says_the_same(
+    client: Client, simulator: Simulator, session_id: str
+) -> None:
+    simulator.add_fault(match=session_id, kind="status", status=402)
+    with pytest.raises(Rejected, match="402"):
+        client.fetch_test_session(session_id)
+    simulator.add_fault(kind="status", status=402)
+    with pytest.raises(AccessDenied, match="402"):
+        client.fetch_test_session(session_id)
+    with pytest.raises(PlanLacksList):
+        list(client.list_test_sessions(since=SINCE))
 
 
 @pytest.mark.parametrize("status", [402, 410])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_the_queries_of_the_readme_run_on_both_databases(program: Program) -> No
             assert all(value is not None for name, value in found[0].items() if name != "branch_name")
     finally:
         database.close()
+
+
+def test_the_architecture_names_every_module_floor_by_floor() -> None:
+    (contract,) = tomllib.loads(_text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    floors = [set(re.findall(r"\w+", layer)) for layer in contract["layers"]]
+    told = re.findall(r"^\| \d \| ([^|]+) \|", _text(ROOT / "docs" / "architecture.md"), re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", modules)) for modules in told] == floors
 
 
 def test_decisions_are_numbered_without_a_gap() -> None:

@@ -234,7 +234,7 @@ def test_views_are_made_anew_when_their_text_changes(database: Database, monkeyp
         "v_zzz": "-- One more.\nSELECT * FROM v_a",
     }
     del changed["v_freshness"]
-    monkeypatch.setattr(schema, "view_texts", lambda: changed)
+    monkeypatch.setattr(schema, "view_texts", lambda: dict(sorted(changed.items())))
     with pytest.raises(SchemaNotCurrent, match="checkly-etl migrate"):
         check(database)
     assert schema.migrate(database) is True

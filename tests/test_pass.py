@@ -640,6 +640,20 @@ def test_a_replay_rebuilds_every_row_without_the_api(
     assert content(database) == before
 
 
+def test_a_replay_leaves_rows_alone_that_are_newer_than_their_stored_payload(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_test_session(detail(1), entry(1))
+    pipeline.sync(make())
+    checkly.put_test_session(detail(1, name="newer"), None)
+    enqueue(database, 1)
+    pipeline.sync(make(CHECKLY_ETL_EXPORT__KEEP_PAYLOADS="false"))
+    outcome = pipeline.replay(make())
+    assert outcome.exit_code == 1
+    assert "backfill --force" in str(outcome.error)
+    assert scalar(database, "SELECT name FROM test_sessions") == "newer"
+
+
 # --- runs and accounts --------------------------------------------------------------------------------------------
 
 
