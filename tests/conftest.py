@@ -13,6 +13,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +26,10 @@ from sqlalchemy.engine import make_url
 
 from etl import cli, config, schema
 from etl.database import Database
+from etl.errors import EtlError
 from etl.pipeline import Etl
 from etl.simulator import Simulator, World
+from etl.tables import metadata
 
 NOW = datetime(2026, 11, 15, 12, tzinfo=UTC)  # the fixed clock of the simulated worlds
 ACCOUNT = "33333333-3333-4333-8333-333333333333"
@@ -98,10 +101,27 @@ def empty_url(engine_name: str, request: pytest.FixtureRequest, tmp_path: Path) 
     _drop(server, name)
 
 
+@dataclass
+class Spares:
+    """Migrated, empty PostgreSQL databases: making and dropping one costs more than most tests."""
+
+    server: str = ""
+    names: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def spares() -> Iterator[Spares]:
+    """What the tests of this worker have left clean."""
+    found = Spares()
+    yield found
+    for name in found.names:
+        _drop(found.server, name)
+
+
 @pytest.fixture
-def new_warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+def new_warehouse(request: pytest.FixtureRequest, tmp_path: Path, spares: Spares) -> Iterator[Callable[[str], str]]:
     """Makes migrated, empty warehouses: engine name -> URL."""
-    made: list[str] = []
+    lent: list[str] = []
 
     def make(engine: str) -> str:
         name = f"etl_test_{os.getpid()}_{next(_numbers)}"
@@ -109,14 +129,46 @@ def new_warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
             path = tmp_path / f"{name}.db"
             shutil.copy(request.getfixturevalue("sqlite_template"), path)
             return f"sqlite:///{path}"
-        server = request.getfixturevalue("postgres_url")
-        _recreate(server, name, template=request.getfixturevalue("postgres_template"))
-        made.append(name)
-        return _named(server, name)
+        spares.server = request.getfixturevalue("postgres_url")
+        if spares.names:
+            name = spares.names.pop()
+        else:
+            _recreate(spares.server, name, template=request.getfixturevalue("postgres_template"))
+        lent.append(name)
+        return _named(spares.server, name)
 
     yield make
-    for name in made:
-        _drop(request.getfixturevalue("postgres_url"), name)
+    for name in lent:
+        if _emptied(_named(spares.server, name)):
+            spares.names.append(name)
+        else:
+            _drop(spares.server, name)
+
+
+def _emptied(url: str) -> bool:
+    """Delete every row; False if the test left more than rows behind, or somebody still holds a lock."""
+    ours = {table.name for table in metadata.tables.values()} | {schema.VERSION_TABLE, *schema.view_texts()}
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SET lock_timeout = '1s'")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            found = connection.execute(
+                "SELECT relname FROM pg_class WHERE relkind IN ('r', 'v', 'm', 'S')"
+                " AND relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^(pg_|information_schema)')"
+            ).fetchall()
+            if {row[0] for row in found} != ours:
+                return False
+            for table in reversed(metadata.sorted_tables):
+                if table.name != "etl_views":
+                    connection.execute(f'DELETE FROM "{table.name}"'.encode())
+        with closing(Database(url)) as opened, opened.reading() as reading:
+            schema.check_current(reading)
+    except (psycopg.Error, EtlError):
+        return False
+    return True
 
 
 @pytest.fixture
@@ -180,8 +232,6 @@ CONTENT_TABLES = (
 
 def content(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     """Every row that matters, comparable between warehouses and engines."""
-    from etl.tables import metadata
-
     found: dict[str, list[tuple[Any, ...]]] = {}
     with database.reading() as connection:
         for name in CONTENT_TABLES:
