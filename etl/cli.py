@@ -386,7 +386,7 @@ def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Sign
             | {"test_sessions_listed": outcome.listed, "test_sessions_enqueued": outcome.enqueued}
             | outcome.counters
         )
-    else:
+    elif exit_code != EXIT_OK or not arguments.quiet:  # a quiet cron job that went well sends no mail
         c = outcome.counters
         told = [
             f"{c['test_sessions_saved']:,} saved",
@@ -682,7 +682,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _set_up_terminal(arguments: Arguments) -> None:
     arguments.config = getattr(arguments, "config", None)
-    quiet, verbose = getattr(arguments, "quiet", False), getattr(arguments, "verbose", False)
+    arguments.quiet = quiet = getattr(arguments, "quiet", False)
+    verbose = getattr(arguments, "verbose", False)
     verbosity = -1 if quiet else 1 if verbose else 0
     style = getattr(arguments, "log_format", "text")
     shows_bar = sys.stderr.isatty() and style == "text" and not quiet and not verbose

@@ -94,9 +94,7 @@ class Saved:
 # --- test sessions ----------------------------------------------------------------------------------------------
 
 
-def held_columns(
-    connection: Connection, ids: Collection[str], *, lock: bool = False
-) -> dict[str, Mapping[str, Any]]:
+def held_columns(connection: Connection, ids: Collection[str], *, lock: bool = False) -> dict[str, Mapping[str, Any]]:
     """The rows of test_sessions that we hold, by id; with `lock` they stay as they are."""
     held: dict[str, Mapping[str, Any]] = {}
     for some in chunks(sorted(ids)):

@@ -391,3 +391,8 @@ def test_what_this_release_cannot_do_yet_is_refused_and_not_ignored(program: Pro
     assert run.code == 2
     assert "inbox" in run.err
     assert "export.result_details" in run.err
+
+
+def test_a_quiet_sync_that_went_well_says_nothing_at_all(program: Program) -> None:
+    run = program("sync", "-q")
+    assert (run.code, run.out, run.err) == (0, "", "")

@@ -39,9 +39,7 @@ def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
             etl.progress.advance(len(saved.changed))
 
 
-def _test_sessions(
-    connection: Connection, ids: Sequence[str], etl_run_id: str
-) -> tuple[warehouse.Saved, list[str]]:
+def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
     held = warehouse.held_columns(connection, ids, lock=True)
     details = warehouse.load_payloads(connection, TEST_SESSION, ids)
     summaries = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, ids)
