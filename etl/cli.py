@@ -458,9 +458,9 @@ def _print_status(status: Mapping[str, Any]) -> None:
             f"{row['leased']} leased, {row['dead']} dead"
         )
         if row["hours_until_loss"] is not None:
-            print(
-                f"  loss in        {row['hours_until_loss']:.1f} hours: the oldest session that is not exported yet"
-            )
+            hours = row["hours_until_loss"]
+            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
+            print(f"  loss           {when}: the oldest session that is known and not exported")
     _print_rows(
         "dead letters (checkly-etl dead list)",
         [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],

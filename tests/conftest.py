@@ -58,8 +58,22 @@ def postgres_url() -> Iterator[str]:
         server.cleanup()
 
 
+@dataclass
+class Spares:
+    """Migrated, empty PostgreSQL databases: making and dropping one costs more than most tests."""
+
+    server: str = ""
+    names: list[str] = field(default_factory=list)
+
+
 @pytest.fixture(scope="session")
-def postgres_template(postgres_url: str) -> Iterator[str]:
+def spares() -> Spares:
+    """What the tests of this worker have left clean; `postgres_template` drops it at the end."""
+    return Spares()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str, spares: Spares) -> Iterator[str]:
     """Name of a migrated database to clone, one a worker."""
     name = f"etl_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
     _recreate(postgres_url, name)
@@ -67,7 +81,8 @@ def postgres_template(postgres_url: str) -> Iterator[str]:
     schema.migrate(database)
     database.close()
     yield name
-    _drop(postgres_url, name)
+    for made in [*spares.names, name]:
+        _drop(postgres_url, made)
 
 
 @pytest.fixture(scope="session")
@@ -99,23 +114,6 @@ def empty_url(engine_name: str, request: pytest.FixtureRequest, tmp_path: Path) 
     _recreate(server, name)
     yield _named(server, name)
     _drop(server, name)
-
-
-@dataclass
-class Spares:
-    """Migrated, empty PostgreSQL databases: making and dropping one costs more than most tests."""
-
-    server: str = ""
-    names: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="session")
-def spares() -> Iterator[Spares]:
-    """What the tests of this worker have left clean."""
-    found = Spares()
-    yield found
-    for name in found.names:
-        _drop(found.server, name)
 
 
 @pytest.fixture
