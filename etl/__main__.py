@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import threading
+from pathlib import Path
+
+from etl.errors import EXIT_WARNING
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     from etl.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+    for name, stream in (("stdin", sys.stdin), ("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None:  # closed by the caller: as good as nowhere
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # The reader went away, which is his right, or the disk is full. Python would try, and fail, once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code if isinstance(error, BrokenPipeError) else code or EXIT_WARNING
+    if threading.active_count() > 1:
+        # A call that hangs would hold the interpreter's end for its whole time-out; its claim is given back already.
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -47,13 +47,13 @@ from etl.errors import (
     ApiDown,
     ApiUnavailable,
     ConfigError,
-    EtlError,
     Forbidden,
     Interrupted,
     PayloadError,
     RateLimited,
     Rejected,
     TestSessionNotFound,
+    UnusableSession,
 )
 
 PAGE_SIZE = 100  # the API's maximum for every list
@@ -113,6 +113,7 @@ class Client:
         api_url: str,
         account_id: str,
         api_key: str,
+        key_name: str,
         user_agent: str,
         timeout: float,
         max_body: int,
@@ -122,6 +123,7 @@ class Client:
     ) -> None:
         self.api_url = api_url
         self.account_id = account_id
+        self._key_name = key_name  # of the variable, for messages
         self.calls = Calls()
         self._timeout = timeout
         self._max_body = max_body
@@ -201,15 +203,13 @@ class Client:
         self._list({"limit": "1"}, "list of test sessions", tries=1)
 
     def is_answering(self) -> bool:
-        """Does the API answer at all? For telling an outage from bad documents. Raises Interrupted, RateLimited."""
+        """Does the API answer at all? For telling an outage from bad documents. Raises what ends the account."""
         try:
             self.check_access()
         except (ApiUnavailable, ApiDown):
             return False
-        except (Interrupted, RateLimited):
-            raise
-        except EtlError:
-            return True  # a refusal is an answer
+        except UnusableSession:
+            return True  # a refusal of this one call is an answer
         return True
 
     def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
@@ -217,8 +217,8 @@ class Client:
             return self._get("/v1/test-sessions", params, what, tries=tries)
         except Forbidden as error:
             raise AccessDenied(
-                f"the API refuses account {self.account_id} (403); check CHECKLY_ACCOUNT_ID and that the key "
-                "belongs to that account"
+                f"the API refuses account {self.account_id} (403); check the account id, and that the key in "
+                f"{self._key_name} belongs to that account"
             ) from error
         except TestSessionNotFound as error:
             raise ApiDown(
@@ -278,6 +278,9 @@ class Client:
                         seconds=LONGEST_PAUSE,
                     ) from None
                 continue
+            except (UnusableSession, AccessDenied):
+                self._pace.answered()
+                raise
             except _Failed as error:
                 failures += 1
                 wait = error.retry_after
@@ -346,8 +349,8 @@ class Client:
         status = response.status_code
         if status == 401:
             raise AccessDenied(
-                "the API refuses the key (401); check CHECKLY_API_KEY, or make a new one at "
-                "https://app.checklyhq.com/settings/user/api-keys"
+                f"the API refuses the key of account {self.account_id} (401); check {self._key_name}, or make a new "
+                "key at https://app.checklyhq.com/settings/user/api-keys"
             )
         if status == 402:
             raise PlanLacksList(f"{what}: the account's plan does not allow it (402)")
@@ -393,9 +396,9 @@ def retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     text = value.strip()
-    try:
-        seconds = float(text)
-    except ValueError:
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        seconds = float(text[:20])
+    else:
         try:
             moment = parsedate_to_datetime(text)
         except (ValueError, OverflowError):

@@ -24,9 +24,12 @@ from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, Conf
 from etl.terminal import Bar, Redactor, set_up_logging
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from etl.config import Settings
     from etl.database import Database
     from etl.pipeline import Etl, Outcome
+    from etl.session_queue import DeadLetter
 
 Arguments = argparse.Namespace
 HARD_STOP = 3.0  # seconds after `schedule.grace` in which a signalled process is over at the latest
@@ -46,23 +49,40 @@ def run(argv: Sequence[str]) -> int:
     except EtlError as error:
         return _failed([str(error)], error.exit_code, redactor, wants_json)
     except _Signalled as signalled:
-        return 128 + signalled.number
+        return _failed([], 128 + signalled.number, redactor, wants_json, outcome="interrupted")
     except BrokenPipeError:
         # The reader of our stdout went away (`| head`): not an error, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return int(getattr(arguments, "exit_code", EXIT_OK))
     except Exception as error:
         logging.getLogger(__name__).critical("a bug in checkly-etl, please report it", exc_info=error)
         return _failed([f"a bug in checkly-etl ({type(error).__name__})"], EXIT_WARNING, redactor, wants_json)
     return code
 
 
-def _failed(problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool) -> int:
+def _failed(
+    problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool, outcome: str = "failed"
+) -> int:
     for problem in problems:
         print(redactor.hide(f"checkly-etl: {problem}"), file=sys.stderr)
     if wants_json:
-        _print_json({"outcome": "failed", "error": redactor.hide("; ".join(problems)), "exit_code": exit_code})
+        _print_json({"outcome": outcome, "error": redactor.hide("; ".join(problems)) or None, "exit_code": exit_code})
     return exit_code
+
+
+def _done(
+    arguments: Arguments, value: Mapping[str, Any], text: Sequence[str], problems: Sequence[str], code: int
+) -> int:
+    """End a command that is no run: its result on stdout, as one object or as lines, what went wrong on stderr."""
+    if arguments.json:
+        outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
+        _print_json({**outcome, "exit_code": code, **value})
+    else:
+        for line in text:
+            print(line)
+    for problem in problems:
+        print(f"checkly-etl: {problem}", file=sys.stderr)
+    return code
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -83,22 +103,29 @@ def _sync(arguments: Arguments) -> int:
 
     with _etl(arguments, max_time=arguments.max_time) as (etl, signalled):
         outcome = pipeline.sync(etl)
-        _warn_of_loss(etl, outcome)
     return _report(arguments, "sync", outcome, signalled)
 
 
 def _backfill(arguments: Arguments) -> int:
     from etl import pipeline
     from etl.database import now
+    from etl.errors import Interrupted
 
     with _etl(arguments) as (etl, signalled):
         with etl.database.reading() as connection:
             moment = now(connection)
         since, until = _range(arguments, moment)
         if arguments.plan:
-            return _print_plan(
-                arguments, pipeline.plan_backfill(etl, since=since, until=until, force=arguments.force)
+            try:
+                plan = pipeline.plan_backfill(etl, since=since, until=until, force=arguments.force)
+            except Interrupted:
+                raise _Signalled(signalled.number or signal.SIGINT) from None
+            minutes = "no rate limit" if plan.minutes is None else f"about {plan.minutes:.0f} min at the rate budget"
+            line = (
+                f"{plan.listed:,} test sessions in the range, {plan.to_fetch:,} to fetch: {plan.calls:,} API calls "
+                f"plus error groups, {minutes}"
             )
+            return _done(arguments, _as_dict(plan), [line], [], EXIT_OK)
         outcome = pipeline.backfill(
             etl, since=since, until=until, newest_first=arguments.newest_first, force=arguments.force
         )
@@ -110,13 +137,15 @@ def _enqueue(arguments: Arguments) -> int:
 
     ids: list[str] = []
     problems: list[str] = []
-    sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
+    sources = arguments.ids or ([] if sys.stdin is None or sys.stdin.isatty() else ["-"])
     if not sources:
         raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
     for source in sources:
         try:
-            found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read())) if source == "-" else None
-            found = inbox.read_argument(source) if found is None else found
+            if source == "-":
+                found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read() if sys.stdin else b""))
+            else:
+                found = inbox.read_argument(source)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -127,16 +156,9 @@ def _enqueue(arguments: Arguments) -> int:
     settings = _settings(arguments)
     with _database(settings) as database:
         queued, refused = database.run(lambda c: session_queue.enqueue(c, ids, force=arguments.force))
-    if arguments.json:
-        exit_code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
-        _print_json({"queued": queued, "discarded": refused, "problems": problems, "exit_code": exit_code})
-    else:
-        print(f"{queued} queued")
-    for id_ in refused:
-        print(f"checkly-etl: {id_} was discarded and stays so; queue it all the same with --force", file=sys.stderr)
-    for problem in problems:
-        print(f"checkly-etl: {problem}", file=sys.stderr)
-    return EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+    code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+    problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
+    return _done(arguments, {"queued": queued, "discarded": refused}, [f"{queued} queued"], problems, code)
 
 
 def _status(arguments: Arguments) -> int:
@@ -154,11 +176,7 @@ def _status(arguments: Arguments) -> int:
             "runs": warehouse.last_runs(connection),
             "drift": warehouse.drift(connection),
         }
-    if arguments.json:
-        _print_json(status)
-    else:
-        _print_status(status)
-    return EXIT_OK
+    return _done(arguments, status, list(_status_lines(status)), [], EXIT_OK)
 
 
 def _dead(arguments: Arguments) -> int:
@@ -168,28 +186,32 @@ def _dead(arguments: Arguments) -> int:
     ids = _ids_of(arguments.ids)
     if action in ("retry", "discard") and not ids and not arguments.all:
         raise ConfigError(f"dead {action} needs ids, or --all")
+    if action in ("retry", "discard") and ids and arguments.all:
+        raise ConfigError(f"dead {action} takes ids or --all, not both")
     if action == "show" and not ids:
         raise ConfigError("dead show needs an id; see: checkly-etl dead list")
     settings = _settings(arguments)
     with _database(settings) as database:
-        if action in ("list", "show"):
-            with database.reading() as connection:
-                letters = session_queue.dead_letters(connection, ids=ids or None)
-            _print_dead(arguments, letters)
-        else:
-            verb = session_queue.revive if action == "retry" else session_queue.discard
-            with database.writing() as connection:
-                letters = session_queue.dead_letters(connection, ids=ids or None)
-                count = verb(connection, ids or None)
-            done = "queued again" if action == "retry" else "discarded"
-            if arguments.json:
-                _print_json({done.replace(" ", "_"): count})
-            else:
-                print(f"{count} {done}")
-    missing = set(ids) - {letter.test_session_id for letter in letters}
-    for id_ in sorted(missing):
-        print(f"checkly-etl: {id_} is no dead letter; see: checkly-etl dead list", file=sys.stderr)
-    return EXIT_USAGE if missing else EXIT_OK
+
+        def work(connection: Connection) -> tuple[list[session_queue.DeadLetter], int]:
+            letters = session_queue.dead_letters(connection, ids=ids or None)
+            if action == "retry":
+                return letters, session_queue.revive(connection, ids or None)
+            if action == "discard":
+                return letters, session_queue.discard(connection, ids or None)
+            return letters, 0
+
+        letters, count = database.run(work)
+    missing = sorted(set(ids) - {letter.test_session_id for letter in letters})
+    problems = [f"{id_} is no dead letter; see: checkly-etl dead list" for id_ in missing]
+    code = EXIT_USAGE if missing else EXIT_OK
+    if action in ("list", "show"):
+        value: dict[str, Any] = {"dead": [_as_dict(letter) for letter in letters]}
+        lines = list(_dead_lines(letters) if action == "list" else _shown_lines(letters))
+    else:
+        value = {"retried" if action == "retry" else "discarded": count}
+        lines = [f"{count} {'queued again' if action == 'retry' else 'discarded'}"]
+    return _done(arguments, value, lines, problems, code)
 
 
 def _replay(arguments: Arguments) -> int:
@@ -204,21 +226,27 @@ def _doctor(arguments: Arguments) -> int:
     from etl import doctor
 
     settings = _settings(arguments)
-    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
-    findings = [doctor.Finding("settings", EXIT_OK, f"read from {source}")]
-    findings += doctor.examine(settings, _user_agent())
-    for finding in findings:
+    codes = set()
+
+    def tell(finding: doctor.Finding) -> None:
         mark = {EXIT_OK: "ok", EXIT_WARNING: "warning"}.get(finding.exit_code, "FAILED")
-        print(arguments.redactor.hide(f"{mark:8} {finding.what}: {finding.text}"))
-    codes = {finding.exit_code for finding in findings}
+        print(arguments.redactor.hide(f"{mark:8} {finding.what}: {finding.text}"), flush=True)
+        codes.add(finding.exit_code)
+
+    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
+    later = _later_releases(settings)
+    tell(doctor.Finding("settings", EXIT_USAGE if later else EXIT_OK, "; ".join(later) or f"read from {source}"))
+    for finding in doctor.examine(settings, _user_agent()):
+        tell(finding)
     return next(code for code in (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_WARNING, EXIT_OK) if code in codes)
 
 
 def _simulate(arguments: Arguments) -> int:
     from etl.simulator import Simulator, World
 
-    now = arguments.now
-    world = World(seed=arguments.seed, now=now)
+    if arguments.port > 65535:
+        raise ConfigError("--port must be at most 65535")
+    world = World(seed=arguments.seed, now=arguments.now)
     try:
         simulator = Simulator(
             world,
@@ -240,10 +268,14 @@ def _simulate(arguments: Arguments) -> int:
 def _demo(arguments: Arguments) -> int:
     from etl import demo, pipeline
 
-    outcome = demo.run(lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), _user_agent())
+    stop = threading.Event()
+    with _Signals(stop, grace=5.0) as signals:
+        outcome = demo.run(
+            lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), _user_agent(), stop
+        )
     for problem in [*outcome.failures, *outcome.warnings]:
         print(f"checkly-etl: {problem}", file=sys.stderr)
-    return outcome.exit_code
+    return 128 + signals.number if signals.number is not None else outcome.exit_code
 
 
 # --- the composition root ---------------------------------------------------------------------------------------
@@ -295,7 +327,8 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
     settings = _settings(arguments)
     if arguments.command != "replay":
         settings.require_accounts()  # before anything is touched
-        _refuse_later_releases(settings)
+        if later := _later_releases(settings):
+            raise ConfigError(later)
     with _database(settings) as database:
         etl = Etl(settings, database, user_agent=_user_agent(), progress=arguments.bar or Silent())
 
@@ -315,15 +348,14 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
                 timer.cancel()
 
 
-def _refuse_later_releases(settings: Settings) -> None:
-    # To take a setting and not to do what it says would lose data in silence.
+def _later_releases(settings: Settings) -> list[str]:
+    """Settings of the contract that this release cannot follow: to ignore them would lose data in silence."""
     problems = []
     if settings.inbox:
         problems.append("inbox: this release does not read inboxes yet; take it out and use checkly-etl enqueue")
     if settings.export.result_details != "none":
         problems.append("export.result_details: this release knows none only; take it out")
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 class _Signalled(BaseException):
@@ -379,6 +411,7 @@ def _version() -> str:
 
 def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Signals) -> int:
     exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
+    arguments.exit_code = exit_code
     error = arguments.redactor.hide(outcome.error) if outcome.error else None
     if arguments.json:
         _print_json(
@@ -403,73 +436,31 @@ def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Sign
         print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
     if outcome.counters["test_sessions_dead"]:
         print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
-    sys.stdout.flush()
-    if signals.number is not None:
-        # Calls that are still under way would hold the interpreter's end: their claims are given back already.
-        sys.stderr.flush()
-        os._exit(exit_code)
     return exit_code
 
 
-def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
-    from etl import warehouse
-    from etl.errors import WarehouseUnavailable
-
-    limit = etl.settings.observe.loss_warning.total_seconds() / 3600
-    try:
-        with etl.database.reading() as connection:
-            rows = warehouse.freshness(connection)
-    except WarehouseUnavailable:
-        return  # said already
-    for row in rows:
-        hours = row["hours_until_loss"]
-        if hours is not None and hours < limit:
-            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
-            outcome.warnings.append(
-                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
-                "see: checkly-etl status"
-            )
-            logging.getLogger(__name__).warning("%s", outcome.warnings[-1])
-
-
-def _print_plan(arguments: Arguments, plan: Any) -> int:
-    if arguments.json:
-        _print_json({**_as_dict(plan), "exit_code": EXIT_OK})
-    else:
-        minutes = (
-            "without a rate limit" if plan.minutes is None else f"about {plan.minutes:.0f} min at the rate budget"
-        )
-        print(
-            f"{plan.listed:,} test sessions in the range, {plan.to_fetch:,} to fetch: {plan.calls:,} API calls "
-            f"plus error groups, {minutes}"
-        )
-    return EXIT_OK
-
-
-def _print_status(status: Mapping[str, Any]) -> None:
-    print(f"warehouse      {status['warehouse']}")
-    print(f"test sessions  {status['test_sessions']:,}")
+def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"warehouse      {status['warehouse']}"
+    yield f"test sessions  {status['test_sessions']:,}"
     for row in status["freshness"]:
-        print(f"account        {row['account_id'] or '(not assigned yet)'}")
-        print(f"  last success   {_time(row['last_success_at'])}")
-        print(f"  newest session {_time(row['newest_started_at'])}")
-        print(
-            f"  queue          {row['due']} due, {row['scheduled']} scheduled, "
-            f"{row['leased']} leased, {row['dead']} dead"
-        )
-        if row["hours_until_loss"] is not None:
-            hours = row["hours_until_loss"]
+        yield f"account        {row['account_id'] or '(not assigned yet)'}"
+        yield f"  last success   {_time(row['last_success_at'])}"
+        yield f"  newest session {_time(row['newest_started_at'])}"
+        work = f"{row['due']} due, {row['scheduled']} scheduled, {row['leased']} leased, {row['dead']} dead"
+        yield f"  queue          {work}"
+        hours = row["hours_until_loss"]
+        if hours is not None:
             when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
-            print(f"  loss           {when}: the oldest session that is known and not exported")
-    _print_rows(
+            yield f"  loss           {when}: the oldest session that is known and not exported"
+    yield from _listing(
         "dead letters (checkly-etl dead list)",
         [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],
     )
-    _print_rows(
+    yield from _listing(
         "stale: RUNNING when last seen, and not read again",
         [f"{row['test_session_id']}  {row['status']} since {_time(row['started_at'])}" for row in status["stale"]],
     )
-    _print_rows(
+    yield from _listing(
         "last runs",
         [
             f"{_time(row['started_at'])}  {row['command']:9}{row['outcome'] or 'running':12}"
@@ -478,7 +469,7 @@ def _print_status(status: Mapping[str, Any]) -> None:
             for row in status["runs"]
         ],
     )
-    _print_rows(
+    yield from _listing(
         "unknown to this release (drift)",
         [
             f"{row['kind']} {row['json_path']}: {row['occurrences']} times, as in {row['example']}"
@@ -487,28 +478,26 @@ def _print_status(status: Mapping[str, Any]) -> None:
     )
 
 
-def _print_rows(title: str, lines: Sequence[str]) -> None:
+def _listing(title: str, lines: Sequence[str]) -> Iterator[str]:
     if lines:
-        print(f"{title}:")
+        yield f"{title}:"
         for line in lines:
-            print(f"  {line}")
+            yield f"  {line}"
 
 
-def _print_dead(arguments: Arguments, letters: Sequence[Any]) -> None:
-    if arguments.json:
-        _print_json({"dead": [_as_dict(letter) for letter in letters]})
-        return
-    if arguments.action == "show":
-        for letter in letters:
-            for name, value in _as_dict(letter).items():
-                shown = _time(value) if isinstance(value, datetime) else value
-                print(f"{name:20} {'-' if shown is None else shown}")
-            print(f"{'what to do':20} {_ADVICE.get(letter.error_kind or '', _ADVICE_ELSE)}")
-        return
+def _dead_lines(letters: Sequence[DeadLetter]) -> Iterator[str]:
     for letter in letters:
-        print(f"{letter.test_session_id}  {_time(letter.last_error_at)}  {letter.error_kind}: {letter.last_error}")
+        yield f"{letter.test_session_id}  {_time(letter.last_error_at)}  {letter.error_kind}: {letter.last_error}"
     if not letters:
-        print("no dead letters")
+        yield "no dead letters"
+
+
+def _shown_lines(letters: Sequence[DeadLetter]) -> Iterator[str]:
+    for letter in letters:
+        for name, value in _as_dict(letter).items():
+            shown = _time(value) if isinstance(value, datetime) else value
+            yield f"{name:20} {'-' if shown is None else shown}"
+        yield f"{'what to do':20} {_ADVICE.get(letter.error_kind or '', _ADVICE_ELSE)}"
 
 
 _ADVICE = {
@@ -659,11 +648,20 @@ def _parser() -> argparse.ArgumentParser:
 
     add_json(add("status", _status, "freshness, queue, dead and stale sessions, last runs, drift"))
 
+    # Each action is a command of its own to argparse: it would take no id behind an option otherwise.
     dead = add("dead", _dead, "what could not be exported, and why")
-    dead.add_argument("action", choices=("list", "show", "retry", "discard"))
-    dead.add_argument("ids", nargs="*", metavar="ID")
-    dead.add_argument("--all", action="store_true", help="retry or discard every dead letter")
-    add_json(dead)
+    actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    for name, help_ in (
+        ("list", "every dead letter, with its reason"),
+        ("show", "all about some of them, and what to do"),
+        ("retry", "queue them again"),
+        ("discard", "give them up for good"),
+    ):
+        action = actions.add_parser(name, help=help_, description=help_, parents=[common])
+        action.add_argument("ids", nargs="*", metavar="ID")
+        if name in ("retry", "discard"):
+            action.add_argument("--all", action="store_true", help="every dead letter")
+        add_json(action)
 
     add_json(add("replay", _replay, "rebuild all rows from the stored payloads, without the API"))
     add("doctor", _doctor, "check settings, warehouse, schema, API and account, and say what to do")

@@ -71,6 +71,7 @@ class Database:
             engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_size=connections,
+                pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
                 connect_args={
                     "prepare_threshold": None,
                     "connect_timeout": CONNECT_SECONDS,
@@ -82,13 +83,18 @@ class Database:
         event.listen(engine, "begin", self._on_begin)
 
     def _on_begin(self, connection: Connection) -> None:
+        connection.info.pop("moment", None)
         options = connection.get_execution_options()
         if self.is_sqlite:
             if options.get("sqlite_migration"):
                 connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
                 connection.exec_driver_sql("PRAGMA legacy_alter_table=ON")
             connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
-        elif self.schema is not None:
+            return
+        dbapi = connection.connection.dbapi_connection
+        if dbapi is not None and not dbapi.info.parameter_status("DateStyle").startswith("ISO"):
+            connection.exec_driver_sql("SET LOCAL datestyle TO ISO")  # psycopg reads no other
+        if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
             connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
 
@@ -143,7 +149,8 @@ class Database:
                 with _translated(self.name), self._writer.begin() as connection:
                     return work(connection)
             except WarehouseUnavailable as error:
-                if not is_transient(error.__cause__) or attempt == TRANSACTION_TRIES - 1:
+                # SQLite has waited for its lock as long as it may: to begin again would only wait longer.
+                if self.is_sqlite or not is_transient(error.__cause__) or attempt == TRANSACTION_TRIES - 1:
                     raise
                 # Jitter, so that two transactions that met once do not meet again.
                 time.sleep(0.05 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
@@ -155,7 +162,17 @@ class Database:
 
 
 def now(connection: Connection) -> datetime:
-    """The database's clock (plus the offset that only tests set): the one clock that times are compared by."""
+    """The database's clock (plus the offset that only tests set): the one clock that times are compared by.
+
+    Read once a transaction, when it is first asked for: after a lock was waited for, not before.
+    """
+    moment = connection.info.get("moment")
+    if moment is None:
+        moment = connection.info["moment"] = _read_clock(connection)
+    return moment
+
+
+def _read_clock(connection: Connection) -> datetime:
     offset: timedelta = connection.get_execution_options().get("clock_offset", timedelta(0))
     if connection.dialect.name == "sqlite":
         value = connection.exec_driver_sql("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").scalar_one()
@@ -195,14 +212,20 @@ def _translated(name: str) -> Iterator[None]:
     except (OperationalError, InterfaceError) as error:
         raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) == "42501":  # insufficient_privilege
+        if _is_the_servers(error):
             raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
         raise
     except DBAPIError as error:
         # sqlite3 says DatabaseError itself of a file that is no database, or a broken one.
-        if is_transient(error) or type(error) is DatabaseError:
+        if is_transient(error) or type(error) is DatabaseError or _is_the_servers(error):
             raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
         raise
+
+
+def _is_the_servers(error: DBAPIError) -> bool:
+    """A refusal that has nothing to do with our SQL: a standby is read only, a right is missing, a disk is full."""
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return sqlstate in ("25006", "42501") or sqlstate[:2] in ("08", "28", "53", "57", "58")
 
 
 def _first_lines(error: DBAPIError) -> str:

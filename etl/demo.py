@@ -7,7 +7,10 @@ ordinary migrate and backfill.
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,13 @@ DAYS = 90
 Say = Callable[[str], None]
 
 
-def run(say: Say, progress: Progress, user_agent: str) -> Outcome:
+def run(say: Say, progress: Progress, user_agent: str, stop: threading.Event) -> Outcome:
     """Make `./demo/warehouse.db` anew and say what is in it. Raises ConfigError if it is not ours to replace."""
+    os.environ["NO_PROXY"] = "127.0.0.1"  # the simulator is in this process: no proxy could reach it
     path = FOLDER / "warehouse.db"
     url = f"sqlite:///{path}"
-    _make_room(path)
     with Simulator(World(days=DAYS), rate_limit=0) as simulator:
+        _make_room(path, simulator.account_id)
         say(f"A simulated Checkly account answers at {simulator.url}, with {DAYS} days of test sessions.")
         settings = config.load(
             Path(os.devnull),  # a config.yaml that lies here is for the user's own warehouse
@@ -47,10 +51,12 @@ def run(say: Say, progress: Progress, user_agent: str) -> Outcome:
         try:
             schema.migrate(database)
             say(f"Exporting it to {path} …")
-            etl = Etl(settings, database, user_agent=user_agent, progress=progress)
+            etl = Etl(settings, database, user_agent=user_agent, stop=stop, progress=progress)
             with database.reading() as connection:
                 since = now(connection) - timedelta(days=DAYS)
             outcome = pipeline.backfill(etl, since=since, until=None)
+            if outcome.failures or stop.is_set():
+                return outcome
             with database.reading() as connection:
                 for line in _summary(connection):
                     say(line)
@@ -67,10 +73,18 @@ def run(say: Say, progress: Progress, user_agent: str) -> Outcome:
     return outcome
 
 
-def _make_room(path: Path) -> None:
-    # Every demo has its own world: two of them in one file would be two histories of one account.
-    if path.is_dir() or FOLDER.is_file():
-        raise ConfigError(f"{path} cannot be made; run the demo in another folder")
+def _make_room(path: Path, account_id: str) -> None:
+    """Every demo has its own world: two of them in one file would be two histories of one account."""
+    if not path.exists():
+        return
+    refusal = ConfigError(f"{path} is not a demo's warehouse; move it away, or run the demo in another folder")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            accounts = connection.execute("SELECT account_id FROM etl_accounts").fetchall()
+    except sqlite3.Error:
+        raise refusal from None
+    if any(account != account_id for (account,) in accounts):
+        raise refusal
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from etl import schema, warehouse
 from etl.checkly import Client, PlanLacksList
 from etl.config import Settings
 from etl.database import Database
-from etl.errors import EXIT_OK, EXIT_WARNING, ConfigError, EtlError
+from etl.errors import EXIT_OK, EXIT_WARNING, ConfigError, EtlError, RateLimited
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class _Unpaced:
 
     def pause(self, seconds: float | None) -> None:
         """A 429 is an answer: the doctor does not wait."""
-        raise ConfigError("the API answers 429: another program uses up the account's rate limit; try again later")
+        raise RateLimited(
+            "the API answers 429: another program uses up the account's rate limit; try again later",
+            seconds=seconds or 0.0,
+        )
 
     def answered(self) -> None:
         """Nothing."""
@@ -71,6 +74,7 @@ def _api(settings: Settings, user_agent: str) -> Iterator[Finding]:
             api_url=settings.checkly.api_url,
             account_id=account.id,
             api_key=account.api_key.reveal(),
+            key_name=account.api_key_env,
             user_agent=user_agent,
             timeout=min(settings.checkly.timeout.total_seconds(), 20.0),
             max_body=settings.checkly.max_body,

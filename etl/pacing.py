@@ -33,6 +33,7 @@ class Pacer:
         self._granted_at = 0.0
         self._throttled = 0.0
         self._counted_until = 0.0
+        self._told_until = 0.0
         self._paused = False
 
     @property
@@ -94,14 +95,17 @@ class Pacer:
     def _wait(self, seconds: float, why: str) -> None:
         began = time.monotonic()
         with self._lock:
-            is_first = began + seconds > self._counted_until + WORTH_TELLING
-        if is_first and seconds > WORTH_TELLING:
+            is_news = began + seconds > self._told_until + WORTH_TELLING
+            self._told_until = max(self._told_until, began + seconds)
+        if is_news and seconds > WORTH_TELLING:
             logger.info("waiting %.0f s: %s", seconds, why)
+        was_stopped = self._stop.wait(seconds + 0.005)
+        ended = time.monotonic()
         with self._lock:
-            # Threads wait together; their time counts once.
-            self._throttled += max(0.0, began + seconds - max(began, self._counted_until))
-            self._counted_until = max(self._counted_until, began + seconds)
-        if self._stop.wait(seconds + 0.005):
+            # Threads wait together: their time counts once.
+            self._throttled += max(0.0, ended - max(began, self._counted_until))
+            self._counted_until = max(self._counted_until, ended)
+        if was_stopped:
             raise Interrupted("stopped while waiting for the rate budget")
 
     def _give_up_if_long(self, seconds: float) -> None:

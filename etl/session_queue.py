@@ -115,19 +115,13 @@ def enqueue_listed(
     for some in chunks(entries):
         ids = [entry.test_session_id for entry in some]
         rows = _lock_rows(connection, ids)
-        saved = dict(
-            connection.execute(
-                select(test_sessions.c.test_session_id, test_sessions.c.summary_sha256).where(
-                    test_sessions.c.test_session_id.in_(ids)
-                )
-            ).all()
-        )
+        saved = _saved_summaries(connection, ids)
         new: list[dict[str, Any]] = []
         for entry in some:
             row = rows.get(entry.test_session_id)
+            if not _is_wanted(entry, row, saved, force):
+                continue
             if row is not None:
-                if row.state == DISCARDED or (row.summary_sha256 == entry.summary.sha256 and not force):
-                    continue
                 values = {
                     "account_id": account_id,
                     "session_created_at": entry.created_at,
@@ -135,8 +129,6 @@ def enqueue_listed(
                     "summary_sha256": entry.summary.sha256,
                 }
                 _make_due(connection, [entry.test_session_id], moment, values)
-            elif not force and saved.get(entry.test_session_id) == entry.summary.sha256:
-                continue
             else:
                 row_values = _new_row(entry.test_session_id, moment, source=source, entry=entry)
                 row_values["account_id"] = account_id
@@ -148,18 +140,30 @@ def enqueue_listed(
     return queued
 
 
-def unqueued(connection: Connection, entries: Sequence[Listed]) -> int:
+def count_wanted(connection: Connection, entries: Sequence[Listed], *, force: bool = False) -> int:
     """How many of the entries `enqueue_listed` would queue, without doing it."""
     count = 0
     for some in chunks(entries):
         ids = [entry.test_session_id for entry in some]
-        seen: dict[str, set[str | None]] = {}
-        for table in (test_sessions, etl_queue):
-            found = select(table.c.test_session_id, table.c.summary_sha256).where(table.c.test_session_id.in_(ids))
-            for id_, digest in connection.execute(found):
-                seen.setdefault(id_, set()).add(digest)
-        count += sum(entry.summary.sha256 not in seen.get(entry.test_session_id, ()) for entry in some)
+        known_rows = select(_q.test_session_id, _q.state, _q.summary_sha256).where(_q.test_session_id.in_(ids))
+        rows = {row.test_session_id: row for row in connection.execute(known_rows)}
+        saved = _saved_summaries(connection, ids)
+        count += sum(_is_wanted(entry, rows.get(entry.test_session_id), saved, force) for entry in some)
     return count
+
+
+def _is_wanted(entry: Listed, row: Any, saved: Mapping[str, str | None], force: bool) -> bool:
+    """Whether a list entry is to be fetched, given its row of the queue (or None) and the hashes of saved entries."""
+    if row is not None and row.state == DISCARDED:
+        return False
+    known_digest = saved.get(entry.test_session_id) if row is None else row.summary_sha256
+    return force or known_digest != entry.summary.sha256
+
+
+def _saved_summaries(connection: Connection, ids: Collection[str]) -> dict[str, str | None]:
+    c = test_sessions.c
+    query = select(c.test_session_id, c.summary_sha256).where(c.test_session_id.in_(ids))
+    return dict(connection.execute(query).all())
 
 
 def _new_row(id_: str, moment: datetime, *, source: str, entry: Listed | None = None) -> dict[str, Any]:
@@ -207,12 +211,9 @@ def claim(connection: Connection, *, account_id: str, limit: int, lease: timedel
     is due again.
     """
     moment = now(connection)
-    of_account: ColumnElement[bool] = _q.account_id == account_id
-    if is_default:
-        of_account = or_(of_account, _q.account_id.is_(None))
     due = (
         select(_q.test_session_id, _q.attempts, _q.enqueued_at, _q.summary)
-        .where(_IN_CLAIM_INDEX, _q.available_at <= moment, of_account)
+        .where(_IN_CLAIM_INDEX, _q.available_at <= moment, _of_account(account_id, is_default))
         .order_by(_q.priority.desc(), _q.claim_order.desc(), _q.test_session_id.desc())  # the index, backwards
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite renders nothing: BEGIN IMMEDIATE is its lock
@@ -245,11 +246,14 @@ def claim(connection: Connection, *, account_id: str, limit: int, lease: timedel
     ]
 
 
-def renew(connection: Connection, claims: Iterable[Claim], lease: timedelta) -> None:
-    """Push the end of the leases that are still ours."""
+def renew(connection: Connection, claims: Iterable[Claim], lease: timedelta) -> set[str]:
+    """Push the end of the leases that are still ours; returns their ids."""
     moment = now(connection)
+    renewed: set[str] = set()
     for ids in _by_token(connection, claims):
         connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(available_at=moment + lease))
+        renewed.update(ids)
+    return renewed
 
 
 def lock(connection: Connection, claims: Iterable[Claim]) -> set[str]:
@@ -428,11 +432,15 @@ def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Map
     return count
 
 
-def count_due(connection: Connection, account_id: str) -> int:
-    """Rows that a claim could take now, those of no account included."""
-    due = and_(_IN_CLAIM_INDEX, _q.available_at <= now(connection))
-    of_account = or_(_q.account_id == account_id, _q.account_id.is_(None))
-    return connection.execute(select(func.count()).select_from(etl_queue).where(due, of_account)).scalar_one()
+def count_due(connection: Connection, account_id: str, *, is_default: bool) -> int:
+    """Rows that such a claim could take now."""
+    due = and_(_IN_CLAIM_INDEX, _q.available_at <= now(connection), _of_account(account_id, is_default))
+    return connection.execute(select(func.count()).select_from(etl_queue).where(due)).scalar_one()
+
+
+def _of_account(account_id: str, is_default: bool) -> ColumnElement[bool]:
+    of_account = _q.account_id == account_id
+    return or_(of_account, _q.account_id.is_(None)) if is_default else of_account
 
 
 def count_states(connection: Connection) -> dict[str, int]:

@@ -68,6 +68,10 @@ def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Red
     _STANDARD.addHandler(handler)
     _STANDARD.setLevel(level)
     _STANDARD.propagate = False
+    for library in ("psycopg", "urllib3", "sqlalchemy", "alembic"):
+        theirs = logging.getLogger(library)
+        theirs.handlers, theirs.propagate = [handler], False
+        theirs.setLevel(logging.WARNING)
 
 
 class Bar:

@@ -227,10 +227,9 @@ def test_what_a_killed_process_held_is_due_at_once_and_what_a_living_one_holds_i
     enlist(database, entry(1), entry(2), entry(3))
     claim(database)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    host = process.NAME.rpartition("/")[0]
     with database.writing() as connection:
         name = text("UPDATE etl_queue SET claimed_by = :name WHERE test_session_id = :id")
-        connection.execute(name, {"name": f"{host}/{sleeper.pid}", "id": id_(1)})
+        connection.execute(name, {"name": process.name_of(sleeper.pid), "id": id_(1)})
         connection.execute(name, {"name": f"elsewhere.invalid/{sleeper.pid}", "id": id_(2)})
     try:
         assert database.run(session_queue.release_dead) == 0
@@ -243,10 +242,16 @@ def test_what_a_killed_process_held_is_due_at_once_and_what_a_living_one_holds_i
     assert database.run(session_queue.release_dead) == 0
 
 
-@pytest.mark.parametrize("name", ["", "/", "/1", "{NAME}x", "elsewhere/1", "{HOST}/-1"])
+@pytest.mark.parametrize("name", ["", "/", "/1", "{HOST}/{PID}x/1", "elsewhere/1/1", "{HOST}/-1/1"])
 def test_of_a_strange_name_nothing_is_known(name: str) -> None:
-    name = name.format(NAME=process.NAME, HOST=process.NAME.rpartition("/")[0])
-    assert not process.has_died(name)
+    host, pid, _ = process.NAME.split("/")
+    assert not process.has_died(name.format(HOST=host, PID=pid))
+
+
+def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_claims() -> None:
+    host, pid, started = process.NAME.split("/")
+    assert not process.has_died(process.NAME)
+    assert process.has_died(f"{host}/{pid}/{int(started) - 1}")
 
 
 # --- a claim that is not ours any more ----------------------------------------------------------------------
@@ -384,12 +389,12 @@ def test_an_entry_that_the_warehouse_holds_is_not_queued_again(database: Databas
             warehouse.save_test_sessions(connection, [saved], etl_run_id=None)
     changed = [entry(0, version=2), numbered[1], numbered[2]]
     with database.reading() as connection:
-        assert session_queue.unqueued(connection, numbered) == 1
-        assert session_queue.unqueued(connection, changed) == 2
+        assert session_queue.count_wanted(connection, numbered) == 1
+        assert session_queue.count_wanted(connection, changed) == 2
     assert enlist(database, *numbered) == 1
     assert enlist(database, *changed) == 1
     with database.reading() as connection:
-        assert session_queue.unqueued(connection, changed) == 0
+        assert session_queue.count_wanted(connection, changed) == 0
     assert enlist(database, *numbered[:2], source=BACKFILL, force=True) == 2
 
 
@@ -433,7 +438,7 @@ def test_dead_letters_say_what_and_why_and_are_not_claimed(database: Database) -
         (alone,) = session_queue.dead_letters(connection, ids=[id_(2), id_(99)])
         assert session_queue.dead_letters(connection, ids=[]) == []
         assert session_queue.count_states(connection) == {"dead": 2}
-        assert session_queue.count_due(connection, ACCOUNT) == 0
+        assert session_queue.count_due(connection, ACCOUNT, is_default=True) == 0
     assert alone == second
     assert first.test_session_id == id_(1)
     assert (first.account_id, first.state, first.source, first.attempts) == (ACCOUNT, "dead", "discovery", 1)
@@ -522,7 +527,7 @@ def test_due_rows_are_counted_for_an_account(at: Callable[[float], Database]) ->
 
     def due(minutes: float) -> int:
         with at(minutes).reading() as connection:
-            return session_queue.count_due(connection, ACCOUNT)
+            return session_queue.count_due(connection, ACCOUNT, is_default=True)
 
     assert due(0) == 3
     claim(at(0), limit=2)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -96,17 +97,16 @@ class Plan:
 
 
 def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: bool = False) -> Plan:
-    """List the range and count; nothing is queued. Raises what the client raises."""
+    """List the range and count; nothing is written but the budget of these calls. Raises what the client raises."""
     listed = to_fetch = pages = 0
     minutes: float | None = 0.0
-    _register(etl)
+    _register(etl)  # the budget of these calls needs the account's row
     for account in etl.settings.require_accounts():
         with client_of(etl, account) as (client, _):
             calls = 0
             for page in client.list_test_sessions(since=since, until=until):
                 entries = listed_entries(page)
-                with etl.database.reading() as connection:
-                    wanted = len(entries) if force else session_queue.unqueued(connection, entries)
+                wanted = etl.database.run(partial(session_queue.count_wanted, entries=entries, force=force))
                 pages += 1
                 listed += len(entries)
                 to_fetch += wanted
@@ -145,9 +145,25 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
         for number, account in enumerate(etl.settings.require_accounts()):
             if not etl.stop.is_set():
                 _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
+        if command == "sync":
+            _warn_of_loss(etl, outcome)
     if outcome.bug is not None:
         raise outcome.bug
     return outcome
+
+
+def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
+    """The retention guard: a warning while there is still time to do something."""
+    limit = etl.settings.observe.loss_warning.total_seconds() / 3600
+    for row in etl.database.run(warehouse.freshness):
+        hours = row["hours_until_loss"]
+        if hours is not None and hours < limit:
+            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
+            outcome.warnings.append(
+                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
+                "see: checkly-etl status"
+            )
+            logger.warning("%s", outcome.warnings[-1])
 
 
 def _register(etl: Etl) -> None:
@@ -187,9 +203,11 @@ def _recorded(etl: Etl, etl_run_id: str, outcome: Outcome) -> Iterator[None]:
     """Write the run's end into its row, however it ends. A lost warehouse is a failure, not an exception."""
     try:
         yield
-    except WarehouseUnavailable as error:
+    except EtlError as error:
         outcome.failures.append(str(error))
         logger.error("%s", error)
+        if not isinstance(error, WarehouseUnavailable):
+            raise
     except BaseException as error:
         outcome.bug = error
         raise

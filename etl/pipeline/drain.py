@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from etl import documents, normalize, session_queue, warehouse
 from etl.database import now
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 10  # of the API with no answer between: an outage
 FIRST_RETRY = timedelta(minutes=1)  # doubles with each attempt
 LONGEST_RETRY = timedelta(hours=1)
+NEVER = -timedelta(days=365)  # a session that ends so far in the future has a wrong clock: it is not waited for
 POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
 
 
@@ -58,6 +58,7 @@ class _Failed:
 
 
 _Brought = _Fetched | _Failed
+_Work = tuple[Claim, Mapping[str, Any] | None, Document | None]  # with the columns and the list entry that we hold
 
 
 @dataclass(slots=True)
@@ -99,17 +100,24 @@ class _Drain:
 
     def work(self) -> None:
         """Claim, fetch and record until nothing is due."""
-        with self._database.reading() as connection:
-            self._run.etl.progress.begin("exporting", session_queue.count_due(connection, self._run.account.id))
-        waiting: deque[tuple[Claim, Mapping[str, Any] | None, Document | None]] = deque()
+        count_due = partial(session_queue.count_due, account_id=self._run.account.id, is_default=self._run.is_default)
+        self._run.etl.progress.begin("exporting", self._database.run(count_due))
+        lease = self._export.lease.total_seconds()
+        waiting: deque[_Work] = deque()
         flying: dict[Future[_Brought], Claim] = {}
         renewed_at = time.monotonic()
         progressed = False
         pool = ThreadPoolExecutor(self._export.concurrency, thread_name_prefix="fetch")
         try:
             while not self._run.etl.stop.is_set():
+                if waiting and time.monotonic() - renewed_at > lease:
+                    # Nothing moved for a whole lease (a long pause, say): what has not begun is anybody's now.
+                    self._record(_Batch(released=[work[0] for work in waiting]))
+                    waiting.clear()
                 if not waiting and len(flying) <= self._export.concurrency:
                     waiting.extend(self._claim())
+                    if not flying:
+                        renewed_at, progressed = time.monotonic(), False
                 if not waiting and not flying:
                     break
                 while waiting and len(flying) < 2 * self._export.concurrency:
@@ -117,27 +125,34 @@ class _Drain:
                     flying[pool.submit(self._fetch, *work)] = work[0]
                 done, _ = wait(flying, timeout=1, return_when=FIRST_COMPLETED)
                 if done:
-                    self._record_all([future.result() for future in done])
+                    brought = [future.result() for future in done]
                     for future in done:
                         del flying[future]
+                    self._record_all(brought)
                     progressed = True
-                if progressed and time.monotonic() - renewed_at > self._export.lease.total_seconds() / 3:
-                    mine = [work[0] for work in waiting] + list(flying.values())
-                    self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
+                if progressed and time.monotonic() - renewed_at > lease / 3:
+                    waiting = self._renew(waiting, flying.values())
                     renewed_at, progressed = time.monotonic(), False
             if self._run.etl.stop.is_set():
                 raise Interrupted("stopped")
             self._judge_suspects()
         except BaseException:
-            self._give_back(waiting, flying, pool)
+            self._give_back(waiting, flying)
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _claim(self) -> list[tuple[Claim, Mapping[str, Any] | None, Document | None]]:
+    def _renew(self, waiting: Iterable[_Work], flying: Iterable[Claim]) -> deque[_Work]:
+        """Renew every claim in hand; returns the waiting ones that are still ours."""
+        waiting = list(waiting)
+        mine = [work[0] for work in waiting] + list(flying) + [suspect.claim for suspect in self._suspects]
+        ours = self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
+        return deque(work for work in waiting if work[0].test_session_id in ours)
+
+    def _claim(self) -> list[_Work]:
         """Claims with what we hold of each: its columns, and its list entry if the claim brings none."""
 
-        def work(connection: Connection) -> list[tuple[Claim, Mapping[str, Any] | None, Document | None]]:
+        def work(connection: Connection) -> list[_Work]:
             claims = session_queue.claim(
                 connection,
                 account_id=self._run.account.id,
@@ -147,13 +162,14 @@ class _Drain:
             )
             held = warehouse.held_columns(connection, [claim.test_session_id for claim in claims])
             without = [claim.test_session_id for claim in claims if claim.summary is None]
-            stored = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, without)
+            stored = {
+                id_: summary
+                for id_, (summary, _) in warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, without).items()
+                # An older one than the row's (export.keep_payloads was off) knows less than the row's own columns.
+                if id_ in held and held[id_]["summary_sha256"] == summary.sha256
+            }
             return [
-                (
-                    claim,
-                    held.get(claim.test_session_id),
-                    claim.summary or stored.get(claim.test_session_id, (None, None))[0],
-                )
+                (claim, held.get(claim.test_session_id), claim.summary or stored.get(claim.test_session_id))
                 for claim in claims
             ]
 
@@ -240,9 +256,8 @@ class _Drain:
 
     def _give_back(
         self,
-        waiting: Iterable[tuple[Claim, Any, Any]],
+        waiting: Iterable[_Work],
         flying: dict[Future[_Brought], Claim],
-        pool: ThreadPoolExecutor,
     ) -> None:
         """Finish what is in flight within `schedule.grace`, then give every other claim back unblamed."""
         grace = self._run.etl.settings.schedule.grace.total_seconds()
@@ -262,17 +277,19 @@ class _Drain:
         try:
             self._record(batch)
         except EtlError as error:
-            logger.warning("claims could not be given back and end by themselves: %s", error)
+            logger.warning("claims could not be given back, their leases end by themselves: %s", error)
 
     # --- record ---
 
     def _record(self, batch: _Batch) -> None:
-        """One transaction for all of it; if the database refuses it, halves, until the bad one is alone."""
+        """One transaction for all of it; if one session cannot be written, halves, until the bad one is alone."""
         if not len(batch):
             return
         try:
             recorded = self._database.run(lambda connection: self._write(connection, batch))
-        except SQLAlchemyError as error:
+        except EtlError:
+            raise
+        except Exception as error:
             if len(batch.fetched) > 1:
                 half = len(batch.fetched) // 2
                 self._record(_Batch(fetched=batch.fetched[:half]))
@@ -376,7 +393,10 @@ class _Drain:
         if session["created_at"] is not None:
             return None
         ended: datetime = session["stopped_at"] or session["started_at"]
-        return min((at for delay in self._export.settle if (at := ended + delay) > moment), default=None)
+        waited = moment - ended  # the end may lie at the end of time: nothing is added to it
+        return min(
+            (moment + (delay - waited) for delay in self._export.settle if delay > waited > NEVER), default=None
+        )
 
     def _tell(self, batch: _Batch, recorded: _Recorded) -> None:
         self._outcome.counters = recorded.counters

@@ -12,7 +12,7 @@ from etl import normalize, warehouse
 from etl.checkly import PAGE_SIZE
 from etl.documents import Document
 from etl.errors import ApiUnavailable, PayloadError, TestSessionNotFound, UnusableSession
-from etl.normalize import ERROR_GROUP
+from etl.normalize import ERROR_GROUP, Drift
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload
 
@@ -64,36 +64,39 @@ def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
 def _fetch(run: AccountRun, error_group_id: str) -> None:
     try:
         document = run.client.fetch_error_group(error_group_id)
-    except UnusableSession as error:
-        if not isinstance(error, TestSessionNotFound):
-            run.warn(str(error))
+    except TestSessionNotFound:
         # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
         run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))
+    except UnusableSession as error:
+        logger.info("%s; the next pass asks again", error)
     else:
         _save(run, [(error_group_id, document)])
 
 
 def _save(run: AccountRun, found: Sequence[tuple[str, Document]]) -> None:
     batch: list[normalize.ErrorGroupRows] = []
-    unusable: list[str] = []
+    drifts: list[Drift] = []
     for error_group_id, document in found:
         try:
             batch.append(normalize.normalize_error_group(document, error_group_id=error_group_id))
         except PayloadError as error:
-            run.warn(f"error group {error_group_id} has an unusable document: {error}")
-            unusable.append(error_group_id)
+            # It stays unknown, so that the next pass asks again; `status` shows what is wrong with it.
+            logger.info("error group %s has an unusable document: %s", error_group_id, error)
+            drifts.append(Drift())
+            drifts[-1].note(ERROR_GROUP, error.json_path, error.reason)
+            continue
+        drifts.append(batch[-1].drift)
+
+    usable = {rows.error_group["error_group_id"] for rows in batch}
 
     def write(connection: Connection) -> None:
         if run.export.keep_payloads:
             payloads = [
-                Payload(ERROR_GROUP, id_, run.account.id, None, document)
-                for id_, document in found
-                if id_ not in unusable
+                Payload(ERROR_GROUP, id_, run.account.id, None, document) for id_, document in found if id_ in usable
             ]
             warehouse.save_payloads(connection, payloads)
         warehouse.save_error_groups(connection, batch, account_id=run.account.id)
-        warehouse.error_groups_gone(connection, unusable)
-        warehouse.save_drift(connection, [rows.drift for rows in batch])
+        warehouse.save_drift(connection, drifts)
 
     run.database.run(write)
     run.etl.progress.advance(len(found))

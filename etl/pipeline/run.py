@@ -156,6 +156,7 @@ def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer]]:
         api_url=checkly.api_url,
         account_id=account.id,
         api_key=account.api_key.reveal(),
+        key_name=account.api_key_env,
         user_agent=etl.user_agent,
         timeout=checkly.timeout.total_seconds(),
         max_body=checkly.max_body,
