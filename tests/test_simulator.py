@@ -760,7 +760,9 @@ def test_a_client_that_hangs_up_leaves_no_trace(simulator: Simulator, capfd: pyt
 
 def test_serve_forever_ends_with_a_keyboard_interrupt_quietly() -> None:
     program = (
+        "import signal\n"
         "from etl.simulator import Simulator, World\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored, where the tests run in the background
         "simulator = Simulator(World(days=1))\n"
         "print(simulator.url, flush=True)\n"
         "simulator.serve_forever()\n"
@@ -773,7 +775,10 @@ def test_serve_forever_ends_with_a_keyboard_interrupt_quietly() -> None:
         with urllib.request.urlopen(urllib.request.Request(f"{url}{SESSIONS}", headers=KEY)) as answer:
             assert json.load(answer)["entries"]
         process.send_signal(2)
-        assert process.wait(5) == 0
+        try:
+            assert process.wait(5) == 0
+        finally:
+            process.kill()
         assert process.stderr.read() == ""
 
 
