@@ -71,6 +71,7 @@ class Database:
             engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_size=connections,
+                hide_parameters=True,
                 pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
                 connect_args={
                     "prepare_threshold": None,
@@ -262,4 +263,4 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
         return connection
 
     options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4}
-    return create_engine("sqlite://", creator=connect, **options)
+    return create_engine("sqlite://", creator=connect, hide_parameters=True, **options)

@@ -370,6 +370,18 @@ def entry_key(entry: Document) -> tuple[str, datetime | None]:
     return our_id(key.id, "$.id"), created_at
 
 
+def document_id(detail: Document) -> str | None:
+    """The id that a detail document says it is of, whatever else is wrong with it; None if it does not."""
+    try:
+        return our_id(documents.decode(detail, _DetailId).test_session_id, "$.testSessionId")
+    except PayloadError:
+        return None
+
+
+class _DetailId(msgspec.Struct, rename="camel"):
+    test_session_id: str
+
+
 def our_id(value: str, json_path: str) -> str:
     """A key of ours: a UUID in lower case. Raises PayloadError."""
     lowered = value.lower()

@@ -421,6 +421,20 @@ def discard(connection: Connection, ids: Collection[str] | None = None) -> int:
     return _leave_dead(connection, ids, {"state": DISCARDED})
 
 
+def discarded(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Those of the ids that were given up."""
+    given_up = select(_q.test_session_id).where(_q.test_session_id.in_(ids), _q.state == DISCARDED)
+    return set(connection.execute(given_up).scalars())
+
+
+def bury_no_more(connection: Connection, ids: Collection[str]) -> None:
+    """Forget dead letters whose stored document could be read after all."""
+    for some in chunks(sorted(ids)):
+        rows = _lock_rows(connection, some)
+        dead = [id_ for id_, row in rows.items() if row.state == DEAD]
+        connection.execute(etl_queue.delete().where(_q.test_session_id.in_(dead)))
+
+
 def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Mapping[str, Any]) -> int:
     dead = [letter.test_session_id for letter in dead_letters(connection)]
     chosen = sorted(set(dead) & set(ids)) if ids is not None else sorted(dead)

@@ -396,3 +396,107 @@ def test_what_this_release_cannot_do_yet_is_refused_and_not_ignored(program: Pro
 def test_a_quiet_sync_that_went_well_says_nothing_at_all(program: Program) -> None:
     run = program("sync", "-q")
     assert (run.code, run.out, run.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "| true", "| head -1", "<&-"])
+def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
+    warehouse_url: str, database: Database, small_world: World, redirection: str
+) -> None:
+    root = Path(__file__).parent.parent
+    with Simulator(small_world, rate_limit=0) as simulator:
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root), **environment(simulator.url, warehouse_url)}
+        command = f"{sys.executable} -m etl sync --json {redirection}; echo ${{PIPESTATUS[0]}} >&2"
+        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "0", done.stderr
+    assert "Traceback" not in done.stderr
+    assert scalar(database, "SELECT count(*) FROM test_sessions") > 10
+
+
+def test_a_hung_call_does_not_hold_the_process_at_its_end(
+    warehouse_url: str, database: Database, small_world: World
+) -> None:
+    with Simulator(small_world, rate_limit=0) as simulator:
+        simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=40, skip=3)
+        env = {**environment(simulator.url, warehouse_url), "CHECKLY_ETL_SCHEDULE__GRACE": "1s"}
+        began = time.monotonic()
+        process = start(env, "sync", "--max-time", "2s")
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 15
+    assert process.returncode == 0, err
+    assert out.startswith("sync partial")
+    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'leased'") == 0
+
+
+def test_every_json_object_tells_its_outcome_and_exit_code(program: Program) -> None:
+    program("enqueue", uuid(1))
+    program("sync")
+    for command in (
+        ("status",),
+        ("dead", "list"),
+        ("dead", "show", "--json", uuid(1)),
+        ("dead", "show", uuid(9)),
+        ("enqueue", "junk"),
+        ("enqueue", uuid(2)),
+        ("backfill", "--since", "3000d", "--plan"),
+        ("dead", "retry", "-v", uuid(1)),
+        ("dead", "discard", "--all"),
+        ("replay",),
+        ("sync", "--frobnicate"),
+    ):
+        run = program(*command, "--json")
+        assert run.json["exit_code"] == run.code, command
+        assert {"outcome", "error"} <= run.json.keys(), command
+        assert (run.json["error"] is None) == (run.code == 0), command
+
+
+def test_a_warehouse_that_is_read_only_exits_3(program: Program, engine_name: str, database: Database) -> None:
+    if engine_name == "sqlite":
+        pytest.skip("root may write any file")
+    from sqlalchemy import text
+
+    with database.writing() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only TO on'))
+    try:
+        run = program("sync", "--json")
+        assert (run.code, run.json["exit_code"]) == (3, 3)
+        assert "read-only" in run.err
+        assert "Traceback" not in run.err
+    finally:
+        with database.writing() as connection:
+            connection.execute(text("SET TRANSACTION READ WRITE"))
+            connection.execute(text(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'))
+
+
+def test_a_date_style_of_the_database_changes_nothing(program: Program, engine_name: str, database: Database) -> None:
+    if engine_name == "sqlite":
+        pytest.skip("SQLite has none")
+    from sqlalchemy import text
+
+    with database.writing() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f"ALTER DATABASE \"{name}\" SET datestyle TO 'German'"))
+    database.close()
+    try:
+        assert program("sync").code == 0
+        assert program("status").code == 0
+    finally:
+        with database.writing() as connection:
+            connection.execute(text(f'ALTER DATABASE "{name}" RESET datestyle'))
+
+
+def test_the_demo_replaces_its_own_warehouse_only(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    precious = tmp_path / "demo" / "warehouse.db"
+    precious.write_text("precious")
+    run = program("demo")
+    assert run.code == 2
+    assert "demo/warehouse.db" in run.err
+    assert precious.read_text() == "precious"
+
+
+def test_a_refused_key_is_named_by_its_account_and_variable(program: Program, simulator: Simulator) -> None:
+    simulator.api_key = "another"
+    run = program("sync")
+    assert ACCOUNT in run.err
+    assert "CHECKLY_API_KEY" in run.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -652,6 +653,84 @@ def test_a_replay_leaves_rows_alone_that_are_newer_than_their_stored_payload(
     assert outcome.exit_code == 1
     assert "backfill --force" in str(outcome.error)
     assert scalar(database, "SELECT name FROM test_sessions") == "newer"
+
+
+def test_the_document_of_a_dead_letter_is_kept_until_a_release_can_read_it(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    from sqlalchemy import text
+
+    checkly.put_test_session(detail(1, results=[result(1, status=5)]), entry(1))
+    checkly.put_test_session(detail(2, name=7), entry(2))
+    pipeline.sync(make())
+    assert scalar(database, "SELECT count(*) FROM etl_payloads WHERE kind = 'test_session'") == 2
+    outcome = pipeline.replay(make())
+    assert (saved(outcome), outcome.exit_code) == (0, 1)
+
+    with database.writing() as connection:  # as if this release had learnt to read it
+        mend = text("UPDATE etl_payloads SET body = replace(body, :wrong, :right)")
+        for colon in (":", ": "):
+            connection.execute(mend, {"wrong": f'"status"{colon}5', "right": f'"status"{colon}"PASSED"'})
+        connection.execute(
+            text("UPDATE etl_queue SET state = 'discarded' WHERE test_session_id = :id"), {"id": uuid(2)}
+        )
+    assert saved(pipeline.replay(make())) == 1
+    assert queue(database) == {uuid(2): "discarded"}
+    assert rows(database, "SELECT provider FROM test_sessions") == [{"provider": "GITHUB"}]
+
+
+def test_a_session_that_the_database_refuses_stops_no_other(
+    make: Make, checkly: Simulator, database: Database, engine_name: str
+) -> None:
+    from sqlalchemy import text
+
+    with database.writing() as connection:
+        if engine_name == "sqlite":
+            connection.execute(
+                text(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON test_sessions WHEN NEW.name = 'session 3'"
+                    " BEGIN SELECT RAISE(ABORT, 'no'); END"
+                )
+            )
+        else:
+            connection.execute(text("ALTER TABLE test_sessions ADD CONSTRAINT refuse CHECK (name <> 'session 3')"))
+    for number in range(1, 7):
+        checkly.put_test_session(detail(number), entry(number))
+    try:
+        with pytest.raises(Exception, match=r"refuse|no|constraint"):
+            pipeline.sync(make())
+    finally:
+        if engine_name == "postgresql":
+            with database.writing() as connection:
+                connection.execute(text("ALTER TABLE test_sessions DROP CONSTRAINT refuse"))
+    assert scalar(database, "SELECT count(*) FROM test_sessions") == 5
+    assert rows(database, "SELECT test_session_id, attempts, error_kind FROM etl_queue") in (
+        [{"test_session_id": uuid(3), "attempts": 1, "error_kind": "bug"}],
+        [{"test_session_id": UUID(uuid(3)), "attempts": 1, "error_kind": "bug"}],
+    )
+    assert rows(database, "SELECT outcome FROM etl_runs") == [{"outcome": "failed"}]
+
+
+def test_an_end_at_the_end_of_time_stops_nothing(make: Make, checkly: Simulator, database: Database) -> None:
+    for number in range(1, 4):
+        checkly.put_test_session(detail(number), None)
+    checkly.put_test_session(detail(2, stoppedAt="9999-12-31T23:59:59Z"), None)
+    enqueue(database, 1, 2, 3)
+    outcome = pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false"))
+    assert (saved(outcome), outcome.word) == (3, "ok")
+
+
+def test_an_unusable_document_of_an_error_group_is_asked_for_again(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_error_group(error_group(1, environments="prod"))
+    with_groups(checkly, 1, 1)
+    assert pipeline.sync(make()).exit_code == 0
+    assert rows(database, "SELECT fetched_at FROM error_groups") == [{"fetched_at": None}]
+    assert rows(database, "SELECT json_path FROM etl_drift") == [{"json_path": "$.environments"}]
+    checkly.put_error_group(error_group(1))
+    pipeline.sync(make())
+    assert scalar(database, "SELECT error_hash FROM error_groups") == "hash"
 
 
 # --- runs and accounts --------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class _Fetched:
 class _Failed:
     claim: Claim
     error: Exception
+    detail: Document | None = None  # the document, if it came
 
 
 _Brought = _Fetched | _Failed
@@ -179,6 +180,7 @@ class _Drain:
 
     def _fetch(self, claim: Claim, held: Mapping[str, Any] | None, summary: Document | None) -> _Brought:
         """In a worker thread: HTTP and pure mapping, no transaction."""
+        detail: Document | None = None
         try:
             detail = self._run.client.fetch_test_session(claim.test_session_id)
             rows = normalize.normalize_test_session(
@@ -189,7 +191,7 @@ class _Drain:
                 held=held,
             )
         except Exception as error:  # noqa: BLE001 - carried to the main thread, where bugs are raised
-            return _Failed(claim, error)
+            return _Failed(claim, error, detail)
         return _Fetched(claim, rows, detail)
 
     def _record_all(self, brought: Iterable[_Brought]) -> None:
@@ -312,8 +314,15 @@ class _Drain:
         fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
         saved = save_test_sessions(connection, [item.rows for item in fetched], self._run.etl_run_id)
         if self._export.keep_payloads:
-            changed = [item for item in fetched if item.claim.test_session_id in saved.changed]
-            warehouse.save_payloads(connection, [payload for item in changed for payload in self._payloads(item)])
+            kept = [
+                payload
+                for item in fetched
+                if item.claim.test_session_id in saved.changed
+                for payload in self._payloads(item.claim, item.detail)
+            ]
+            for unusable in batch.unusable:
+                kept += self._rescued(unusable, ours)
+            warehouse.save_payloads(connection, kept)
 
         done: list[str] = []
         polled: dict[str, datetime] = {}
@@ -376,11 +385,20 @@ class _Drain:
             lost={claim.test_session_id for claim in batch.claims} - ours,
         )
 
-    def _payloads(self, item: _Fetched) -> Iterator[Payload]:
+    def _payloads(self, claim: Claim, detail: Document) -> Iterator[Payload]:
+        id_ = claim.test_session_id
+        yield Payload(TEST_SESSION, id_, self._run.account.id, id_, detail)
+        if claim.summary is not None:
+            yield Payload(TEST_SESSION_SUMMARY, id_, self._run.account.id, id_, claim.summary)
+
+    def _rescued(self, item: _Failed, ours: set[str]) -> Iterable[Payload]:
+        """The document of a dead letter: a later release may read it when Checkly has deleted it (`replay`)."""
         id_ = item.claim.test_session_id
-        yield Payload(TEST_SESSION, id_, self._run.account.id, id_, item.detail)
-        if item.claim.summary is not None:
-            yield Payload(TEST_SESSION_SUMMARY, id_, self._run.account.id, id_, item.claim.summary)
+        if item.detail is None or id_ not in ours or id_ in self._held_ids:
+            return ()
+        if normalize.document_id(item.detail) != id_:
+            return ()  # another session's document is never stored
+        return self._payloads(item.claim, item.detail)
 
     def _read_again_at(self, item: _Fetched, moment: datetime) -> datetime | None:
         """When to read a session again: until it is final, and then at the settle delays if no list will tell."""

@@ -7,7 +7,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from etl import normalize, warehouse
+from etl import normalize, session_queue, warehouse
 from etl.errors import PayloadError
 from etl.normalize import ERROR_GROUP, TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
 from etl.pipeline.run import Etl, Outcome
@@ -45,8 +45,11 @@ def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) 
     summaries = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, ids)
     batch: list[TestSessionRows] = []
     problems: list[str] = []
+    given_up = session_queue.discarded(connection, ids)
     for id_, (detail, account_id) in details.items():
         row = held.get(id_)
+        if row is None and id_ in given_up:
+            continue
         summary = summaries[id_][0] if id_ in summaries else None
         if row is not None:
             # While export.keep_payloads was off, rows went on without their payloads.
@@ -63,7 +66,10 @@ def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) 
             )
         except PayloadError as error:
             problems.append(f"the stored payload of test session {id_} cannot be replayed: {error}")
-    return save_test_sessions(connection, batch, etl_run_id, rewrite=True), problems
+    saved = save_test_sessions(connection, batch, etl_run_id, rewrite=True)
+    # The document of a dead letter is kept, too: this release could read it.
+    session_queue.bury_no_more(connection, [id_ for id_ in saved.changed if id_ not in held])
+    return saved, problems
 
 
 def _error_groups(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
