@@ -12,10 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, true, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl import process
-from etl.database import now
+from etl.database import insert, now
 from etl.tables import etl_accounts, etl_rate_grants
 
 # Checkly counts arrivals in 60 s; a call may arrive up to a second after it was granted.
@@ -41,9 +40,10 @@ def register(connection: Connection, account_id: str, *, name: str | None, reten
     values = {"name": name, "retention": int(retention.total_seconds())}
     known = connection.execute(select(_a.name, _a.retention).where(_a.account_id == account_id)).one_or_none()
     if known is None:
-        insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(
-            insert(etl_accounts).values(account_id=account_id, pauses=0, **values).on_conflict_do_nothing()
+            insert(connection, etl_accounts)
+            .values(account_id=account_id, pauses=0, **values)
+            .on_conflict_do_nothing()
         )
     elif known._mapping != values:
         connection.execute(update(etl_accounts).where(_a.account_id == account_id).values(values))
@@ -69,8 +69,7 @@ def take(connection: Connection, account_id: str, *, wanted: int, per_minute: in
     calls = min(wanted, per_minute - int(used))
     if calls <= 0:
         return Grant(0, max(0.0, (oldest + WINDOW - moment).total_seconds()))
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(etl_rate_grants).values(account_id=account_id, granted_at=moment, calls=calls)
+    statement = insert(connection, etl_rate_grants).values(account_id=account_id, granted_at=moment, calls=calls)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[_g.account_id, _g.granted_at], set_={"calls": _g.calls + statement.excluded.calls}
@@ -109,12 +108,6 @@ def pause(connection: Connection, account_id: str, seconds: float | None) -> flo
 def answered(connection: Connection, account_id: str) -> None:
     """The API answers again: the next pause starts short."""
     connection.execute(update(etl_accounts).where(_a.account_id == account_id, _a.pauses > 0).values(pauses=0))
-
-
-def pause_left(connection: Connection, account_id: str) -> float:
-    """Seconds left of the account's pause; 0 if there is none."""
-    until = connection.execute(select(_a.paused_until).where(_a.account_id == account_id)).scalar_one_or_none()
-    return max(0.0, (until - now(connection)).total_seconds()) if until is not None else 0.0
 
 
 # --- discovery ------------------------------------------------------------------------------------------------

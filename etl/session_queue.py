@@ -17,10 +17,9 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl import process
-from etl.database import chunks, now
+from etl.database import chunks, insert, now
 from etl.documents import Document, known
 from etl.tables import etl_queue, test_sessions
 
@@ -187,9 +186,8 @@ def _new_row(id_: str, moment: datetime, *, source: str, entry: Listed | None = 
 def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     # Another process may have queued the same id since we looked: it is queued, and that is what we want.
-    connection.execute(insert(etl_queue).on_conflict_do_nothing(), rows)
+    connection.execute(insert(connection, etl_queue).on_conflict_do_nothing(), rows)
 
 
 def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, values: Mapping[str, Any]) -> None:

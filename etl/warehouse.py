@@ -7,17 +7,16 @@ last, so that two workers cannot deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table, bindparam, delete, func, or_, select, text, update
 
 from etl import process
-from etl.database import chunks, now
+from etl.database import chunks, insert, now
 from etl.documents import Document, known
 from etl.tables import (
     check_executions,
@@ -379,7 +378,7 @@ def save_drift(connection: Connection, drifts: Iterable[DriftRows]) -> None:
     if not total:
         return
     moment = now(connection)
-    statement: Any = _dialect_insert(connection)(etl_drift)
+    statement = insert(connection, etl_drift)
     statement = statement.on_conflict_do_update(
         index_elements=["kind", "json_path"],
         set_={
@@ -420,7 +419,7 @@ def start_run(connection: Connection, command: str) -> str:
                 .values(outcome="interrupted", finished_at=c.heartbeat_at, error="its process ended without a word")
             )
     connection.execute(
-        insert(etl_runs).values(
+        etl_runs.insert().values(
             etl_run_id=etl_run_id,
             command=command,
             process=process.NAME,
@@ -490,21 +489,17 @@ def count_test_sessions(connection: Connection) -> int:
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def _dialect_insert(connection: Connection) -> Callable[[Table], Any]:
-    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-
-
 def _insert(connection: Connection, table: Table, rows: Sequence[Row], *, or_keep: bool = False) -> None:
     if not rows:
         return
-    statement = _dialect_insert(connection)(table)
+    statement = insert(connection, table)
     connection.execute(statement.on_conflict_do_nothing() if or_keep else statement, _complete(table, rows))
 
 
 def _upsert(connection: Connection, table: Table, rows: Sequence[Row], *, keep: Collection[str] = ()) -> None:
     if not rows:
         return
-    statement = _dialect_insert(connection)(table)
+    statement = insert(connection, table)
     keys = [column.name for column in table.primary_key]
     statement = statement.on_conflict_do_update(
         index_elements=keys,
