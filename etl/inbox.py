@@ -35,6 +35,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]")
 
 # What the entries of `checkly test-sessions list` have, and checks, results or error groups do not all have.
 _ENTRY_FIELDS = frozenset({"provider", "invoker", "errorGroupIds", "running", "passed", "failed", "cancelled"})
+# What the CLI's lists of other things have.
+_OTHER_FIELDS = frozenset({"checkType", "activated", "frequency", "errorHash", "testSessionResultId", "resultType"})
 
 
 def find_ids(text: str) -> tuple[str, ...]:
@@ -110,11 +112,14 @@ def _document(text: str) -> Iterator[object]:
 
 def _entries(document: object) -> Iterator[str]:
     """Ids of the test sessions in `{"data": [...]}` (the CLI's list), `{"entries": [...]}` (the API's) or alone."""
-    entries = document
-    if isinstance(document, dict):
-        entries = document.get("data", document.get("entries", [document]))
+    is_wrapped = isinstance(document, dict) and ("data" in document or "entries" in document)
+    entries: object = document if isinstance(document, list) else [document]
+    if isinstance(document, dict) and is_wrapped:
+        entries = document.get("data", document.get("entries"))
     for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("status"), str) and entry.keys() & _ENTRY_FIELDS:
+        if not isinstance(entry, dict) or entry.keys() & _OTHER_FIELDS:
+            continue
+        if is_wrapped or (isinstance(entry.get("status"), str) and entry.keys() & _ENTRY_FIELDS):
             yield str(entry.get("id")).lower()
 
 

@@ -176,3 +176,8 @@ def test_an_argument_without_an_id_gives_none(argument: str) -> None:
 def test_a_directory_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is a directory"):
         read_argument(str(tmp_path))
+
+
+def test_an_entry_of_a_list_needs_no_more_than_its_id() -> None:
+    assert find_ids(json.dumps({"data": [{"id": A, "name": "nightly"}, {"id": B}]})) == (A, B)
+    assert find_ids(json.dumps({"data": [{"id": A, "checkType": "API"}, {"id": B}]})) == (B,)
