@@ -617,7 +617,9 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"checkly-etl {_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
 
     def add(name: str, function: Callable[[Arguments], int], help_: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=help_, parents=[common])
@@ -650,7 +652,9 @@ def _parser() -> argparse.ArgumentParser:
 
     # Each action is a command of its own to argparse: it would take no id behind an option otherwise.
     dead = add("dead", _dead, "what could not be exported, and why")
-    actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    actions = dead.add_subparsers(
+        title="actions", dest="action", metavar="ACTION", required=True, parser_class=_Parser
+    )
     for name, help_ in (
         ("list", "every dead letter, with its reason"),
         ("show", "all about some of them, and what to do"),

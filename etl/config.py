@@ -242,11 +242,14 @@ def _duration(raw: object) -> timedelta:
 
 
 def _durations(raw: object) -> tuple[timedelta, ...]:
-    try:
-        if isinstance(raw, list):
-            return tuple(sorted({_duration(item) for item in raw}))
-    except ValueError:
-        pass
+    if isinstance(raw, list):
+        found: set[timedelta] = set()
+        for item in raw:
+            try:
+                found.add(_duration(item))
+            except ValueError as expected:
+                raise _Problem(f"must be a list in which each is {expected}, not {_found(item)}") from None
+        return tuple(sorted(found))
     raise ValueError('a list of durations such as [15m, 24h] (in the environment JSON: ["15m", "24h"])')
 
 

@@ -166,7 +166,7 @@ def test_other_databases_and_broken_urls_are_refused(url: str) -> None:
         ("export: {running_poll: 0s}", "longer than zero"),
         ("export: {concurrency: 0}", "from 1 to 64, not '0'"),
         ("export: {concurrency: [1]}", "not a list"),
-        ("export: {settle: [0s]}", "list of durations"),
+        ("export: {settle: [0s]}", "a list in which each is a duration"),
         ("export: {result_details: some}", "none, failed, all"),
         ("export: {lokback: 1d}", "export.lokback is not a setting; did you mean lookback?"),
         ("exprot: {}", "exprot is not a section; did you mean export?"),
