@@ -106,19 +106,18 @@ class _Drain:
         lease = self._export.lease.total_seconds()
         waiting: deque[_Work] = deque()
         flying: dict[Future[_Brought], Claim] = {}
-        renewed_at = time.monotonic()
+        claimed_at = renewed_at = time.monotonic()
         progressed = False
         pool = ThreadPoolExecutor(self._export.concurrency, thread_name_prefix="fetch")
         try:
             while not self._run.etl.stop.is_set():
-                if waiting and time.monotonic() - renewed_at > lease:
+                if waiting and time.monotonic() - max(claimed_at, renewed_at) > lease:
                     # Nothing moved for a whole lease (a long pause, say): what has not begun is anybody's now.
                     self._record(_Batch(released=[work[0] for work in waiting]))
                     waiting.clear()
                 if not waiting and len(flying) <= self._export.concurrency:
                     waiting.extend(self._claim())
-                    if not flying:
-                        renewed_at, progressed = time.monotonic(), False
+                    claimed_at = time.monotonic()
                 if not waiting and not flying:
                     break
                 while waiting and len(flying) < 2 * self._export.concurrency:
