@@ -94,7 +94,7 @@ class Database:
             connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
             return
         dbapi = connection.connection.dbapi_connection
-        if dbapi is not None and not dbapi.info.parameter_status("DateStyle").startswith("ISO"):
+        if dbapi is not None and not (dbapi.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
             connection.exec_driver_sql("SET LOCAL datestyle TO ISO")  # psycopg reads no other
         if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
