@@ -405,7 +405,7 @@ def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
     root = Path(__file__).parent.parent
     with Simulator(small_world, rate_limit=0) as simulator:
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root), **environment(simulator.url, warehouse_url)}
-        command = f"{sys.executable} -m etl sync --json {redirection}; echo ${{PIPESTATUS[0]}} >&2"
+        command = f"'{sys.executable}' -m etl sync --json {redirection}; echo ${{PIPESTATUS[0]}} >&2"
         done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "0", done.stderr
     assert "Traceback" not in done.stderr
