@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -246,6 +247,18 @@ def test_what_a_killed_process_held_is_due_at_once_and_what_a_living_one_holds_i
 def test_of_a_strange_name_nothing_is_known(name: str) -> None:
     host, pid, _ = process.NAME.split("/")
     assert not process.has_died(name.format(HOST=host, PID=pid))
+
+
+def test_a_killed_process_is_dead_before_its_parent_has_noticed() -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    name = process.name_of(sleeper.pid)
+    try:
+        assert not process.has_died(name)
+        sleeper.kill()
+        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now, and stays one
+        assert process.has_died(name)
+    finally:
+        sleeper.wait()
 
 
 def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_claims() -> None:
