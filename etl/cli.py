@@ -137,13 +137,13 @@ def _enqueue(arguments: Arguments) -> int:
 
     ids: list[str] = []
     problems: list[str] = []
-    sources = arguments.ids or ([] if sys.stdin is None or sys.stdin.isatty() else ["-"])
+    sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
     if not sources:
         raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
     for source in sources:
         try:
             if source == "-":
-                found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read() if sys.stdin else b""))
+                found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read()))
             else:
                 found = inbox.read_argument(source)
         except ValueError as error:
@@ -287,14 +287,16 @@ def _settings(arguments: Arguments) -> Settings:
     from etl import config
 
     settings = config.load(arguments.config, os.environ)
-    url = settings.warehouse.url.reveal()
-    password = url.split("://", 1)[-1].rpartition("@")[0].partition(":")[2]
-    secrets = {settings.checkly.api_key.reveal(), password, unquote(password)}
-    secrets |= {account.api_key.reveal() for account in settings.checkly.accounts}
-    secrets |= {settings.observe.token.reveal() if settings.observe.token else ""}
-    for name, value in os.environ.items():
-        if name.lower().endswith("_proxy") and "@" in value:
-            secrets.add(value.split("://", 1)[-1].rpartition("@")[0].partition(":")[2])
+    secrets = {
+        settings.checkly.api_key.reveal(),
+        *(account.api_key.reveal() for account in settings.checkly.accounts),
+    }
+    if settings.observe.token:
+        secrets.add(settings.observe.token.reveal())
+    proxies = [value for name, value in os.environ.items() if name.lower().endswith("_proxy")]
+    for url in [settings.warehouse.url.reveal(), *proxies]:
+        password = url.split("://", 1)[-1].rpartition("@")[0].partition(":")[2]
+        secrets |= {password, unquote(password)}
     arguments.redactor.learn(secrets)
     return settings
 

@@ -351,11 +351,6 @@ def normalize_executions(results: Sequence[Row], test_session: Mapping[str, Any]
     return _execution_rows(results, test_session)
 
 
-def result_ids(rows: Iterable[Row]) -> list[str]:
-    """The ids of result rows, in their order."""
-    return [row["test_session_result_id"] for row in rows]
-
-
 def entry_key(entry: Document) -> tuple[str, datetime | None]:
     """Id and creation time of a list entry. Raises PayloadError if it has no usable id."""
 

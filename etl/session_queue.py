@@ -29,6 +29,7 @@ DISCOVERY, BACKFILL, ENQUEUE, SETTLE = "discovery", "backfill", "enqueue", "sett
 PRIORITIES = {ENQUEUE: 10, "inbox": 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
 
 _LAST_ERROR_LENGTH = 1000
+_UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": None}
 _q = etl_queue.c
 # In the index's own words: SQLite does not see through bound parameters that it could use it.
 _IN_CLAIM_INDEX = text("etl_queue.state IN ('queued', 'leased')")
@@ -195,7 +196,7 @@ def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, valu
         connection.execute(
             update(etl_queue)
             .where(_q.test_session_id.in_(ids))
-            .values(state=QUEUED, available_at=moment, claim_token=None, claimed_by=None, attempts=0, **values)
+            .values({"state": QUEUED, "available_at": moment, "attempts": 0, **_UNCLAIMED, **values})
         )
 
 
@@ -264,11 +265,7 @@ def release(connection: Connection, claims: Iterable[Claim]) -> int:
     moment = now(connection)
     count = 0
     for ids in _by_token(connection, claims):
-        connection.execute(
-            update(etl_queue)
-            .where(_q.test_session_id.in_(ids))
-            .values(state=QUEUED, claim_token=None, claimed_by=None, available_at=moment)
-        )
+        _free(connection, ids, moment)
         count += len(ids)
     return count
 
@@ -286,12 +283,13 @@ def release_dead(connection: Connection) -> int:
     ids = connection.execute(held.order_by(_q.test_session_id).with_for_update()).scalars().all()
     moment = now(connection)
     for some in chunks(ids):
-        connection.execute(
-            update(etl_queue)
-            .where(_q.test_session_id.in_(some))
-            .values(state=QUEUED, claim_token=None, claimed_by=None, available_at=moment)
-        )
+        _free(connection, some, moment)
     return len(ids)
+
+
+def _free(connection: Connection, ids: Sequence[str], moment: datetime) -> None:
+    values = {"state": QUEUED, "available_at": moment, **_UNCLAIMED}
+    connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(values))
 
 
 def _by_token(connection: Connection, claims: Iterable[Claim]) -> Iterable[list[str]]:
@@ -329,14 +327,7 @@ def ack(connection: Connection, ids: Collection[str]) -> None:
 
 def defer(connection: Connection, available_at: Mapping[str, datetime], *, source: str | None = None) -> None:
     """Saved, but to be read again at the given time. A success: earlier failures are forgotten."""
-    values = {
-        "state": QUEUED,
-        "claim_token": None,
-        "claimed_by": None,
-        "attempts": 0,
-        "error_kind": None,
-        "last_error": None,
-    }
+    values = {"state": QUEUED, "attempts": 0, "error_kind": None, "last_error": None, **_UNCLAIMED}
     if source is not None:
         values["source"] = source
     _set_each(connection, values, [{"id_": id_, "available_at": at} for id_, at in available_at.items()])
@@ -356,7 +347,7 @@ def retry(connection: Connection, failures: Mapping[Failure, tuple[int, datetime
     moment = now(connection)
     _set_each(
         connection,
-        {"state": QUEUED, "claim_token": None, "claimed_by": None, "last_error_at": moment},
+        {"state": QUEUED, "last_error_at": moment, **_UNCLAIMED},
         [
             {**_said(failure), "attempts": attempts, "available_at": available_at}
             for failure, (attempts, available_at) in failures.items()
@@ -369,7 +360,7 @@ def bury(connection: Connection, failures: Mapping[Failure, int]) -> None:
     moment = now(connection)
     _set_each(
         connection,
-        {"state": DEAD, "claim_token": None, "claimed_by": None, "last_error_at": moment},
+        {"state": DEAD, "last_error_at": moment, **_UNCLAIMED},
         [{**_said(failure), "attempts": attempts} for failure, attempts in failures.items()],
     )
 

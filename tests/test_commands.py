@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from etl.database import Database
 from etl.simulator import Simulator, World
@@ -121,8 +123,6 @@ def test_an_unmigrated_warehouse_exits_2_with_the_command_to_run(
 
 
 def test_a_newer_schema_exits_2_and_says_so(program: Program, database: Database) -> None:
-    from sqlalchemy import text
-
     with database.writing() as connection:
         connection.execute(text("UPDATE etl_schema_version SET version_num = '9999'"))
     for command in ("sync", "migrate"):
@@ -449,40 +449,37 @@ def test_every_json_object_tells_its_outcome_and_exit_code(program: Program) -> 
         assert (run.json["error"] is None) == (run.code == 0), command
 
 
-def test_a_warehouse_that_is_read_only_exits_3(program: Program, engine_name: str, database: Database) -> None:
-    if engine_name == "sqlite":
-        pytest.skip("root may write any file")
-    from sqlalchemy import text
-
+@contextmanager
+def database_setting(database: Database, setting: str, value: str) -> Iterator[None]:
+    """A setting of the PostgreSQL database for new connections, while it lasts."""
     with database.writing() as connection:
         name = connection.execute(text("SELECT current_database()")).scalar_one()
-        connection.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only TO on'))
+        connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} TO {value}'))
+    database.close()
     try:
-        run = program("sync", "--json")
-        assert (run.code, run.json["exit_code"]) == (3, 3)
-        assert "read-only" in run.err
-        assert "Traceback" not in run.err
+        yield
     finally:
         with database.writing() as connection:
             connection.execute(text("SET TRANSACTION READ WRITE"))
-            connection.execute(text(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'))
+            connection.execute(text(f'ALTER DATABASE "{name}" RESET {setting}'))
+
+
+def test_a_warehouse_that_is_read_only_exits_3(program: Program, engine_name: str, database: Database) -> None:
+    if engine_name == "sqlite":
+        pytest.skip("root may write any file")
+    with database_setting(database, "default_transaction_read_only", "on"):
+        run = program("sync", "--json")
+    assert (run.code, run.json["exit_code"]) == (3, 3)
+    assert "read-only" in run.err
+    assert "Traceback" not in run.err
 
 
 def test_a_date_style_of_the_database_changes_nothing(program: Program, engine_name: str, database: Database) -> None:
     if engine_name == "sqlite":
         pytest.skip("SQLite has none")
-    from sqlalchemy import text
-
-    with database.writing() as connection:
-        name = connection.execute(text("SELECT current_database()")).scalar_one()
-        connection.execute(text(f"ALTER DATABASE \"{name}\" SET datestyle TO 'German'"))
-    database.close()
-    try:
+    with database_setting(database, "datestyle", "'German'"):
         assert program("sync").code == 0
         assert program("status").code == 0
-    finally:
-        with database.writing() as connection:
-            connection.execute(text(f'ALTER DATABASE "{name}" RESET datestyle'))
 
 
 def test_the_demo_replaces_its_own_warehouse_only(program: Program, tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def group_rows(value: Json) -> ErrorGroupRows:
     return normalize_error_group(document(value), error_group_id=GROUP)
 
 
+def result_ids(found: list[Row] | None) -> list[str]:
+    """The ids of result rows, in their order."""
+    return [row["test_session_result_id"] for row in found or ()]
+
+
 def outcome(work: Callable[[], T]) -> T | PayloadError:
     """What it returns, or the one error that it may raise."""
     try:
@@ -737,7 +742,7 @@ def test_every_field_of_a_result_reaches_its_column() -> None:
         (id_of("r2"), id_of("g3")),
     ]
     assert rows.results[0].keys() == columns(tables.test_session_results)
-    assert normalize.result_ids(rows.results) == [id_of("r1"), id_of("r2")]
+    assert result_ids(rows.results) == [id_of("r1"), id_of("r2")]
     assert rows.executions is not None
     assert rows.executions[0].keys() == columns(tables.check_executions)
 
@@ -1755,7 +1760,7 @@ def assert_rows(rows: TestSessionRows | ErrorGroupRows) -> None:
         assert_fits(tables.test_session_results, row)
     for row in rows.executions:
         assert_fits(tables.check_executions, row)
-    ids = normalize.result_ids(rows.results)
+    ids = result_ids(rows.results)
     assert_unique(ids)
     assert {id_ for id_, _ in rows.result_error_groups} <= set(ids)
     positions = [row["position"] for row in rows.results]
@@ -1967,7 +1972,7 @@ def test_every_test_session_that_checkly_describes_becomes_rows(data: st.DataObj
     assert (rows.results is None) is ("results" not in value)
     if rows.results is not None:
         last = {one["testSessionResultId"].lower(): one for one in value["results"]}
-        assert normalize.result_ids(rows.results) == list(last)
+        assert result_ids(rows.results) == list(last)
         types = Counter(one.get("resultType") for one in last.values())
         assert sum(row["retries"] for row in rows.executions or ()) == types["ATTEMPT"]
     assert session_rows(value, summary) == rows
