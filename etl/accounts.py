@@ -21,6 +21,7 @@ from etl.tables import etl_accounts, etl_rate_grants
 WINDOW = timedelta(seconds=61)
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(seconds=60)
+LONGEST_PROMISE = timedelta(days=1)  # of a pause or a lease that anybody could have meant
 
 _a = etl_accounts.c
 _g = etl_rate_grants.c
@@ -58,11 +59,13 @@ def take(connection: Connection, account_id: str, *, wanted: int, per_minute: in
         select(_a.paused_until).where(_a.account_id == account_id).with_for_update()
     ).scalar_one()
     moment = now(connection)
-    if paused_until is not None and paused_until > moment:
+    # A clock that was set back leaves times that it has not reached: nobody asked for a pause as long as that.
+    if paused_until is not None and moment < paused_until <= moment + LONGEST_PROMISE:
         return Grant(0, (paused_until - moment).total_seconds(), paused=True)
     if per_minute == 0:
         return Grant(wanted)
-    connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, _g.granted_at <= moment - WINDOW))
+    is_over = or_(_g.granted_at <= moment - WINDOW, _g.granted_at > moment + WINDOW)
+    connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, is_over))
     used, oldest = connection.execute(
         select(func.coalesce(func.sum(_g.calls), 0), func.min(_g.granted_at)).where(_g.account_id == account_id)
     ).one()
@@ -87,7 +90,7 @@ def pause(connection: Connection, account_id: str, seconds: float | None) -> flo
         select(_a.paused_until, _a.pauses).where(_a.account_id == account_id).with_for_update()
     ).one()
     moment = now(connection)
-    running = row.paused_until is not None and row.paused_until > moment
+    running = row.paused_until is not None and moment < row.paused_until <= moment + LONGEST_PROMISE
     pauses = row.pauses
     if seconds is not None:
         until = moment + timedelta(seconds=seconds)
@@ -129,7 +132,11 @@ def lease_discovery(connection: Connection, account_id: str, lease: timedelta) -
     holder = connection.execute(
         select(_a.discovery_process).where(_a.account_id == account_id).with_for_update()
     ).scalar_one()
-    free: ColumnElement[bool] = or_(_a.discovery_token.is_(None), _a.discovery_leased_until <= moment)
+    free: ColumnElement[bool] = or_(
+        _a.discovery_token.is_(None),
+        _a.discovery_leased_until <= moment,
+        _a.discovery_leased_until > moment + LONGEST_PROMISE,
+    )
     if holder is not None and process.has_died(holder):
         free = true()
     taken = connection.execute(

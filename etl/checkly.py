@@ -4,7 +4,10 @@ Hides HTTP: callers get checked JSON documents or an error of our tree. Trusts t
 
 - `timeout` is a deadline over a whole exchange, connecting and body included. (`requests`' own timeouts are
   per read: a server that sends a byte a second would hold a worker for ever.)
-- A body larger than `max_body`, counted after decompression, is refused while it is read.
+- A body larger than `max_body`, counted after decompression, is refused while it is read; one of a test session
+  that is larger than 4 MB as well, unless its caller works on nothing else beside it.
+- Proxies and caches answer with anything: a 200 that is not the document that was asked for is asked for again,
+  and only if every try gets the like is it the session's own fault.
 - Redirects are errors (`requests` would follow them with `x-checkly-account` still set), `.netrc` is never
   read (it would replace our Authorization header), cookies are not kept; proxies and CA bundles come from
   the environment, looked up once.
@@ -23,13 +26,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -47,8 +50,10 @@ from etl.errors import (
     ApiDown,
     ApiUnavailable,
     ConfigError,
+    EtlError,
     Forbidden,
     Interrupted,
+    LargeDocument,
     PayloadError,
     RateLimited,
     Rejected,
@@ -56,7 +61,10 @@ from etl.errors import (
     UnusableSession,
 )
 
+T = TypeVar("T")
+
 PAGE_SIZE = 100  # the API's maximum for every list
+LARGE_BODY = 4_000_000  # bytes: of larger ones, one is in memory at a time
 TRIES = 4
 FIRST_BACKOFF = 0.5  # seconds; doubles
 LONGEST_RETRY_AFTER = 30.0  # of a 5xx; a longer wish is left to the queue
@@ -98,6 +106,26 @@ class Page:
 
 class _Cursor(msgspec.Struct):
     next_id: str | None = msgspec.field(default=None, name="nextId")
+
+
+def _entries_and_cursor(document: Document) -> tuple[list[Document], str | None]:
+    return documents.items(document, "entries"), documents.decode(document, _Cursor).next_id or None
+
+
+def _document_of(id_: str, field: str) -> Callable[[Document], Document]:
+    """The document itself, if its `field` says that it is of this id."""
+
+    def checked(document: Document) -> Document:
+        found = documents.decode(document, dict[str, msgspec.Raw]).get(field)
+        if found is None:
+            raise PayloadError(f"$.{field}", "is missing")
+        try:
+            documents.check_id(documents.decode_part(found, str), id_, f"$.{field}")
+        except PayloadError as error:
+            raise PayloadError(f"$.{field}", error.reason) from None
+        return document
+
+    return checked
 
 
 class Client:
@@ -150,15 +178,16 @@ class Client:
 
     # --- test sessions ---
 
-    def fetch_test_session(self, test_session_id: str) -> Document:
+    def fetch_test_session(self, test_session_id: str, *, alone: bool = False) -> Document:
         """`GET /v1/test-sessions/{testSessionId}`.
 
-        Raises TestSessionNotFound, Forbidden, Rejected, PayloadError. The document may be of another id:
-        normalization checks that.
+        Raises TestSessionNotFound, Forbidden, Rejected, PayloadError; LargeDocument unless `alone` for a body over
+        LARGE_BODY.
         """
         what = f"test session {test_session_id}"
+        is_it = _document_of(test_session_id, "testSessionId")
         try:
-            return self._get(f"/v1/test-sessions/{test_session_id}", {}, what)
+            return self._get(f"/v1/test-sessions/{test_session_id}", {}, what, is_it, may_be_large=alone)
         except Forbidden:
             self._tell_apart(what)
             raise
@@ -184,9 +213,7 @@ class Client:
         while True:
             number += 1
             what = f"list of test sessions, page {number}"
-            document = self._list(params, what)
-            entries = documents.items(document, "entries")
-            cursor = documents.decode(document, _Cursor).next_id or None
+            entries, cursor = self._list(params, what)
             yield Page(entries, number, is_last=cursor is None)
             if cursor is None:
                 return
@@ -212,9 +239,9 @@ class Client:
             return True  # a refusal of this one call is an answer
         return True
 
-    def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
+    def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> tuple[list[Document], str | None]:
         try:
-            return self._get("/v1/test-sessions", params, what, tries=tries)
+            return self._get("/v1/test-sessions", params, what, _entries_and_cursor, tries=tries)
         except Forbidden as error:
             raise AccessDenied(
                 f"the API refuses account {self.account_id} (403); check the account id, and that the key in "
@@ -238,7 +265,10 @@ class Client:
 
     def fetch_error_group(self, error_group_id: str) -> Document:
         """`GET /v1/test-session-error-groups/{id}`. Raises TestSessionNotFound, Forbidden, Rejected, PayloadError."""
-        return self._get(f"/v1/test-session-error-groups/{error_group_id}", {}, f"error group {error_group_id}")
+        is_it = _document_of(error_group_id, "id")
+        return self._get(
+            f"/v1/test-session-error-groups/{error_group_id}", {}, f"error group {error_group_id}", is_it
+        )
 
     def list_error_groups(self) -> Iterator[list[Document]]:
         """`GET /v1/test-session-error-groups`, page by page; a page that is not full is the last."""
@@ -246,28 +276,42 @@ class Client:
         while True:
             number += 1
             params = {"limit": str(PAGE_SIZE), "page": str(number)}
-            document = self._get("/v1/test-session-error-groups", params, f"list of error groups, page {number}")
-            groups = documents.items(document)
+            what = f"list of error groups, page {number}"
+            groups = self._get("/v1/test-session-error-groups", params, what, documents.items)
             yield groups
             if len(groups) < PAGE_SIZE:
                 return
 
     # --- one call ---
 
-    def _get(self, path: str, params: dict[str, str], what: str, *, tries: int = TRIES) -> Document:
-        """One document, with short retries. None is begun later than `timeout` after the first try."""
+    def _get(
+        self,
+        path: str,
+        params: dict[str, str],
+        what: str,
+        read: Callable[[Document], T],
+        *,
+        tries: int = TRIES,
+        may_be_large: bool = True,
+    ) -> T:
+        """What `read` makes of a document, with short retries. None is begun later than `timeout` after the first.
+
+        `read` raises PayloadError for a document that is not the one that was asked for.
+        """
         url = f"{self.api_url}{path}" + (f"?{urlencode(params)}" if params else "")
         began: float | None = None
         throttled_since: float | None = None
         failures = 0
+        is_the_way = False  # at fault, in one of the failures at least
         while True:
             self._pace.acquire()
             began = began or time.monotonic()  # waiting for one's turn says nothing about the API
             with self._lock:
                 self.calls.requests += 1
                 self.calls.retries += failures > 0 or throttled_since is not None
+            failed: _Failed | PayloadError
             try:
-                document = self._exchange(url, what)
+                answer = read(self._exchange(url, what, may_be_large))
             except _Throttled as error:
                 began = None
                 throttled_since = throttled_since or time.monotonic()
@@ -278,29 +322,36 @@ class Client:
                         seconds=LONGEST_PAUSE,
                     ) from None
                 continue
-            except (UnusableSession, AccessDenied):
+            except PayloadError as error:
+                self._pace.answered()
+                failed = error
+            except (UnusableSession, AccessDenied, LargeDocument):
                 self._pace.answered()
                 raise
             except _Failed as error:
-                failures += 1
-                wait = error.retry_after
-                if wait is None:
-                    wait = FIRST_BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
-                if (
-                    not error.is_passing
-                    or failures >= tries
-                    or wait > LONGEST_RETRY_AFTER
-                    or time.monotonic() + wait - began > self._timeout
-                ):
-                    tried = f" ({failures} tries)" if failures > 1 else ""
-                    raise ApiUnavailable(f"{what}: {error.reason}{tried}", kind=error.kind) from None
-                if self._stop.wait(wait):
-                    raise Interrupted(f"{what}: stopped while waiting to try again") from None
-                continue
-            self._pace.answered()
-            return document
+                failed, is_the_way = error, True
+            else:
+                self._pace.answered()
+                return answer
+            failures += 1
+            asked_wait = failed.retry_after if isinstance(failed, _Failed) else None
+            wait = asked_wait or FIRST_BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
+            if (
+                (isinstance(failed, _Failed) and not failed.is_passing)
+                or failures >= tries
+                or wait > LONGEST_RETRY_AFTER
+                or time.monotonic() + wait - began > self._timeout
+            ):
+                if isinstance(failed, PayloadError) and not is_the_way:
+                    raise failed
+                tried = f" ({failures} tries)" if failures > 1 else ""
+                if isinstance(failed, PayloadError):
+                    raise ApiUnavailable(f"{what}: {failed}{tried}", kind="unreadable") from None
+                raise ApiUnavailable(f"{what}: {failed.reason}{tried}", kind=failed.kind) from None
+            if self._stop.wait(wait):
+                raise Interrupted(f"{what}: stopped while waiting to try again") from None
 
-    def _exchange(self, url: str, what: str) -> Document:
+    def _exchange(self, url: str, what: str, may_be_large: bool) -> Document:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
         try:
             response = self._adapter.send(
@@ -313,7 +364,7 @@ class Client:
             with response:
                 if response.status_code != 200:
                     self._refuse(response, what)
-                body = self._read(response)
+                body = self._read(response, what, may_be_large)
         except requests.exceptions.SSLError as error:
             # A connection that broke off may work the next time, a certificate that is not good will not.
             passing = isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError))
@@ -330,15 +381,18 @@ class Client:
         except documents.NotJson as error:
             raise _Failed(f"answered 200 with a body that is {error}", kind="unreadable") from None
 
-    def _read(self, response: requests.Response) -> bytes:
-        too_large = PayloadError("$", f"the body is over {self._max_body} bytes (checkly.max_body)")
-        if (response.raw.length_remaining or 0) > self._max_body:
+    def _read(self, response: requests.Response, what: str, may_be_large: bool) -> bytes:
+        too_large: EtlError = PayloadError("$", f"the body is over {self._max_body} bytes (checkly.max_body)")
+        limit = self._max_body
+        if not may_be_large and limit > LARGE_BODY:
+            limit, too_large = LARGE_BODY, LargeDocument(f"{what}: the body is over {LARGE_BODY} bytes")
+        if (response.raw.length_remaining or 0) > limit:
             raise too_large
         body = bytearray()
         try:
             for chunk in response.raw.stream(_CHUNK, decode_content=True):
                 body += chunk
-                if len(body) > self._max_body:
+                if len(body) > limit:
                     raise too_large
         except (urllib3.exceptions.ProtocolError, urllib3.exceptions.DecodeError) as error:
             raise _Failed(f"the body was cut short: {_cause(error)}", kind="unreadable") from error

@@ -302,7 +302,9 @@ def _settings(arguments: Arguments) -> Settings:
 
 
 @contextmanager
-def _database(settings: Settings, *, create: bool = False, check: bool = True) -> Iterator[Database]:
+def _database(
+    settings: Settings, *, create: bool = False, check: bool = True, stop: threading.Event | None = None
+) -> Iterator[Database]:
     from etl import schema
     from etl.database import Database
 
@@ -311,6 +313,7 @@ def _database(settings: Settings, *, create: bool = False, check: bool = True) -
         schema=settings.warehouse.schema,
         create=create,
         connections=settings.export.concurrency + 4,
+        stop=stop,
     )
     try:
         if check:
@@ -331,20 +334,24 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
         settings.require_accounts()  # before anything is touched
         if later := _later_releases(settings):
             raise ConfigError(later)
-    with _database(settings) as database:
-        etl = Etl(settings, database, user_agent=_user_agent(), progress=arguments.bar or Silent())
+    stop = threading.Event()
+    # The signals last longer than the database: closing it is not to be interrupted.
+    with (
+        _Signals(stop, settings.schedule.grace.total_seconds()) as signals,
+        _database(settings, stop=stop) as database,
+    ):
+        etl = Etl(settings, database, user_agent=_user_agent(), stop=stop, progress=arguments.bar or Silent())
 
         def end_of_time() -> None:
             etl.time_is_up = True
-            etl.stop.set()
+            stop.set()
 
         timer = threading.Timer(max_time.total_seconds(), end_of_time) if max_time else None
         if timer is not None:
             timer.daemon = True
             timer.start()
         try:
-            with _Signals(etl.stop, settings.schedule.grace.total_seconds()) as signals:
-                yield etl, signals
+            yield etl, signals
         finally:
             if timer is not None:
                 timer.cancel()

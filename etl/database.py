@@ -6,6 +6,9 @@ the drivers may raise: callers meet `WarehouseUnavailable`, or a bug. It knows n
 Facts that shape it:
 - Nothing here needs session state, so PgBouncer in transaction mode works: no server-side prepared
   statements, `SET LOCAL` only.
+- A server that restarts is waited for, once it has answered; one that says nothing at all is given up on: a hung
+  connection would hang the process, and a daemon for ever. Locks of others are waited for, but not for ever either,
+  and a client that stands still in a transaction loses it.
 - Python's sqlite3 opens no transaction for DDL, and a read that turns into a write fails at once with
   "database is locked" whatever busy_timeout says; so we say `BEGIN` ourselves, and `BEGIN IMMEDIATE`
   for every transaction that may write.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +26,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 
@@ -35,7 +41,16 @@ T = TypeVar("T")
 
 SQLITE_BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
-TRANSACTION_TRIES = 6
+RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a restart takes less
+STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
+LONGEST_RETRY_WAIT = 2.0
+SILENCE_SECONDS = 300  # of the server, in the middle of a statement: the connection is dead
+# A client that stands still holds nobody up for long. psycopg reads dates of ISO style only, and no times at the
+# ends of time in zones other than UTC.
+_LOCAL_SETTINGS = (
+    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '120s'; "
+    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'"
+)
 
 # serialization_failure, deadlock_detected, lock_not_available, admin/crash shutdown, cannot_connect_now
 _TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
@@ -45,7 +60,8 @@ class Database:
     """One warehouse. `url` is `sqlite:///file` or `postgresql://…`; `schema` is for PostgreSQL only.
 
     With `create=False` a missing SQLite file is an error (`SchemaNotCurrent`), never a new empty one.
-    `clock_offset` is added to the database's clock; only tests set it. Thread-safe.
+    `clock_offset` is added to the database's clock; only tests set it. Once `stop` is set, a lost server is not
+    waited for any more. Thread-safe.
     """
 
     def __init__(
@@ -56,9 +72,12 @@ class Database:
         create: bool = False,
         clock_offset: timedelta = timedelta(0),
         connections: int = 16,
+        stop: threading.Event | None = None,
     ) -> None:
         parsed = make_url(url)
         self.schema = schema
+        self._stop = stop or threading.Event()
+        self._has_answered = False
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
             if parsed.query:
@@ -74,15 +93,25 @@ class Database:
                 pool_size=connections,
                 hide_parameters=True,
                 pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
+                pool_use_lifo=True,  # a connection that is not needed stays idle, and small
                 connect_args={
                     "prepare_threshold": None,
                     "connect_timeout": CONNECT_SECONDS,
                     "application_name": "checkly-etl",
+                    # A network that swallows packets is noticed after a minute, not after two hours.
+                    "keepalives_idle": 30,
+                    "keepalives_interval": 10,
+                    "keepalives_count": 3,
+                    "tcp_user_timeout": 60_000,
                 },
+            )
+            event.listen(
+                engine, "do_connect", lambda _d, _r, args, parameters: _Connection.connect(*args, **parameters)
             )
         self.engine: Engine = engine.execution_options(clock_offset=clock_offset)
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         event.listen(engine, "begin", self._on_begin)
+        event.listen(engine, "checkin", _drop_swollen)
 
     def _on_begin(self, connection: Connection) -> None:
         connection.info.pop("moment", None)
@@ -93,12 +122,11 @@ class Database:
                 connection.exec_driver_sql("PRAGMA legacy_alter_table=ON")
             connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
             return
-        dbapi = connection.connection.dbapi_connection
-        if dbapi is not None and not (dbapi.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
-            connection.exec_driver_sql("SET LOCAL datestyle TO ISO")  # psycopg reads no other
+        settings = _LOCAL_SETTINGS
         if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
-            connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
+            settings += f"; SET LOCAL search_path TO {quoted}"
+        connection.exec_driver_sql(settings)
 
     @property
     def name(self) -> str:
@@ -146,17 +174,37 @@ class Database:
 
         `work` may therefore run more than once and must do nothing but SQL on the given connection.
         """
-        for attempt in range(TRANSACTION_TRIES):
+        return self._run(self._writer, work)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """The same in a transaction that only reads."""
+        return self._run(self.engine, work)
+
+    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        first_failure: float | None = None
+        wait = 0.05
+        while True:
             try:
-                with _translated(self.name), self._writer.begin() as connection:
-                    return work(connection)
+                with _translated(self.name), engine.begin() as connection:
+                    result = work(connection)
+                self._has_answered = True
+                return result
             except WarehouseUnavailable as error:
-                # SQLite has waited for its lock as long as it may: to begin again would only wait longer.
-                if self.is_sqlite or not is_transient(error.__cause__) or attempt == TRANSACTION_TRIES - 1:
+                if not self._may_pass(error.__cause__):
+                    raise
+                first_failure = first_failure or time.monotonic()
+                limit = STOPPED_RETRY_SECONDS if self._stop.is_set() else RETRY_SECONDS
+                if time.monotonic() - first_failure + wait > limit:
                     raise
                 # Jitter, so that two transactions that met once do not meet again.
-                time.sleep(0.05 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
-        raise AssertionError("unreachable")
+                time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
+                wait = min(2 * wait, LONGEST_RETRY_WAIT)
+
+    def _may_pass(self, error: BaseException | None) -> bool:
+        if self.is_sqlite:
+            return False  # it has waited for its lock as long as it may: to begin again would only wait longer
+        # A server that has never answered is more likely a wrong URL than one that restarts.
+        return is_transient(error) or (self._has_answered and _is_connecting(error))
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -188,10 +236,38 @@ def insert(connection: Connection, table: Table) -> Any:
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
+def drop_afterwards(connection: Connection) -> None:
+    """Close this connection when its transaction is over: libpq keeps a buffer as large as its largest message."""
+    connection.info["is_swollen"] = True
+
+
+def _drop_swollen(_: object, record: ConnectionPoolEntry) -> None:
+    if record.info.pop("is_swollen", False):
+        record.invalidate()
+
+
 def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
     """Slices that stay under every driver's limit of bound parameters."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+class _Connection(psycopg.Connection[Any]):
+    """Gives up on a server that says nothing in the middle of a statement."""
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, timeout or SILENCE_SECONDS)
+        except psycopg.errors._WaitTimeout:
+            if timeout is not None:
+                raise
+            self.close()
+            raise psycopg.OperationalError(f"the server has said nothing for {SILENCE_SECONDS} s") from None
+
+
+def _is_connecting(error: BaseException | None) -> bool:
+    """Whether there was no connection to begin with: then the server has told no SQLSTATE."""
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
 
 
 def is_transient(error: BaseException | None) -> bool:

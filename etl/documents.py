@@ -2,17 +2,19 @@
 
 Hides the difference between what JSON allows and what our decoder and the databases take. msgspec
 refuses a lone surrogate (`"\\ud800"`), which is legal JSON, and neither database can hold it, nor NUL, in
-a text. A document that may hold either takes a slower way, in which both become U+FFFD; the text that is
-kept in `etl_payloads` stays as it was received.
+a text. Both are decoded as U+FFFD; the text that is kept in `etl_payloads` stays as it was received.
+
+Documents may be as large as `checkly.max_body`: nothing here copies one without need, or makes a `str` of it
+(four times its size, if it holds one emoji).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -23,12 +25,20 @@ from etl.errors import PayloadError
 
 T = TypeVar("T")
 
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 REPLACEMENT = "\ufffd"
 _SCANNER = json.JSONDecoder(parse_float=str, parse_int=str)  # finds ends; numbers of any size pass
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # Every NUL and every surrogate is written as one of these escapes: a raw one is no JSON, or no UTF-8.
 _MAY_BE_UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# Each escape once, so that an escaped backslash hides what follows it; a pair of surrogates is one character.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_PIECE = 1 << 20
+NESTED = "nested too deeply to be read"
 
 
 class NotJson(ValueError):
@@ -50,21 +60,38 @@ class Document:
 
 def read(body: bytes) -> Document:
     """Check that `body` is one whole JSON text. Raises NotJson; PayloadError if it is nested too deeply."""
-    text = body.removeprefix(b"\xef\xbb\xbf")
+    text = body.removeprefix(codecs.BOM_UTF8)
+    _check_utf8(text)
     try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        raise NotJson(f"not UTF-8 (byte {error.start + 1})") from None
-    try:
-        if _MAY_BE_UNSTORABLE.search(text):
-            _loads(text)
-        else:
-            msgspec.json.decode(text, type=msgspec.Raw)
+        msgspec.json.decode(_without_unstorable(text), type=msgspec.Raw)
     except RecursionError:
-        raise PayloadError("$", "nested too deeply to be read") from None
-    except ValueError as error:  # both decoders' errors; their texts hold positions, never values
+        raise PayloadError("$", NESTED) from None
+    except msgspec.DecodeError as error:  # its text holds positions, never values
         raise NotJson(f"not JSON: {error}") from None
     return known(text)
+
+
+def _check_utf8(text: bytes) -> None:
+    """In pieces: the whole as a `str` might be four times as large."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    for at in range(0, len(text), _PIECE):
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(view[at : at + _PIECE], final=at + _PIECE >= len(text))
+        except UnicodeDecodeError as error:
+            raise NotJson(f"not UTF-8 (byte {at - pending + error.start + 1})") from None
+
+
+def _without_unstorable(text: bytes) -> bytes | bytearray:
+    """The same JSON with U+FFFD in the place of NUL and lone surrogates, of the same length."""
+    if not _MAY_BE_UNSTORABLE.search(text):
+        return text
+    replaced = bytearray(text)
+    for escape in _ESCAPE.finditer(text):
+        if escape[1] is not None:
+            replaced[escape.start(1) : escape.end(1)] = b"ufffd"
+    return replaced
 
 
 def known(body: bytes) -> Document:
@@ -74,29 +101,42 @@ def known(body: bytes) -> Document:
 
 def decode(document: Document, type_: type[T]) -> T:
     """Decode into a typed value. Raises PayloadError with the JSON path and the reason."""
-    if _MAY_BE_UNSTORABLE.search(document.body):
-        return convert(untyped(document), type_)
-    with _payload_errors():
-        return msgspec.json.decode(document.body, type=type_)
+    return decode_part(_without_unstorable(document.body), type_)
+
+
+def decode_part(part: msgspec.Raw | bytes | bytearray, type_: type[T]) -> T:
+    """The same for a part that was decoded as `msgspec.Raw`."""
+    try:
+        return msgspec.json.decode(part, type=type_)
+    except (RecursionError, msgspec.MsgspecError) as error:
+        raise _payload_error(error) from None
 
 
 def items(document: Document, field: str | None = None) -> list[Document]:
     """The items of the array that the document is, or has as `field`, each as received. Raises PayloadError."""
-    # By hand: msgspec.Raw would do it, but refuses the whole page for one lone surrogate.
     path = "$" if field is None else f"$.{field}"
-    text = document.text
-    with _payload_errors():
-        begin = _skip_space(text, 0)
+    whole: msgspec.Raw | bytes | bytearray = _without_unstorable(document.body)
+    try:
         if field is not None:
-            if text[begin] != "{":
-                raise PayloadError("$", "Expected `object`")
-            fields = {name: at for name, at, _ in _members(text, begin)}
+            fields = decode_part(whole, dict[str, msgspec.Raw])
             if field not in fields:
                 raise PayloadError("$", f"Object missing required field `{field}`")
-            begin = fields[field]
-        if text[begin] != "[":
-            raise PayloadError(path, "Expected `array`")
-        return [known(text[at:end].encode()) for _, at, end in _members(text, begin)]
+            whole = fields[field]
+        raws = decode_part(whole, list[msgspec.Raw])
+    except PayloadError as error:
+        raise PayloadError(path if error.reason.startswith("Expected `array`") else "$", error.reason) from None
+    if not _MAY_BE_UNSTORABLE.search(document.body):
+        return [known(bytes(raw)) for raw in raws]
+    return [known(text) for text in _items_as_received(document.text, field)]
+
+
+def _items_as_received(text: str, field: str | None) -> Iterator[bytes]:
+    """By hand, for a text that msgspec does not take as it is; what it is was checked before."""
+    begin = _skip_space(text, 0)
+    if field is not None:
+        begin = {name: at for name, at, _ in _members(text, begin)}[field]
+    for _, at, end in _members(text, begin):
+        yield text[at:end].encode()
 
 
 def _members(text: str, at: int) -> Iterator[tuple[str | None, int, int]]:
@@ -120,30 +160,40 @@ def _skip_space(text: str, at: int) -> int:
     return found.start() if found else len(text)
 
 
-def convert(value: Any, type_: type[T]) -> T:
-    """The typed value of an untyped one. Raises PayloadError like `decode`."""
-    with _payload_errors():
-        return msgspec.convert(value, type_)
-
-
-@contextmanager
-def _payload_errors() -> Iterator[None]:
-    try:
-        yield
-    except RecursionError:
-        raise PayloadError("$", "nested too deeply to be read") from None
-    except msgspec.ValidationError as error:
-        reason, _, path = str(error).replace("got `OutOfRange`", "got a number out of range").partition(" - at `")
-        raise PayloadError(path.rstrip("`") or "$", reason) from None
-    except msgspec.DecodeError as error:
-        raise PayloadError("$", str(error)) from None
+def _payload_error(error: Exception) -> PayloadError:
+    if isinstance(error, RecursionError):
+        return PayloadError("$", NESTED)
+    reason, _, path = str(error).partition(" - at `")
+    return PayloadError(path.rstrip("`") or "$", reason)
 
 
 def untyped(document: Document) -> Any:
     """Decode into dicts and lists, with what no database can hold replaced. Raises PayloadError."""
-    with _payload_errors():
-        value = _loads(document.body)
-        return storable(value) if _MAY_BE_UNSTORABLE.search(document.body) else value
+    return untyped_part(_without_unstorable(document.body))
+
+
+def untyped_part(part: msgspec.Raw | bytes | bytearray) -> Any:
+    """The same for a part that was decoded as `msgspec.Raw`."""
+    try:
+        # Decoded here: for bytes, `json` guesses whether they are UTF-16.
+        text = bytes(part).decode()
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+    except (RecursionError, ValueError) as error:
+        raise _payload_error(error) from None
+
+
+def our_id(value: str, json_path: str) -> str:
+    """A key of ours: a UUID in lower case. Raises PayloadError."""
+    lowered = value.lower()
+    if not UUID.fullmatch(lowered):
+        raise PayloadError(json_path, "is not a UUID")
+    return lowered
+
+
+def check_id(found: str, asked: str, json_path: str) -> None:
+    """Raises PayloadError for the document of another id than the one that was asked for."""
+    if our_id(found, json_path) != asked:
+        raise PayloadError(json_path, f"is the document of {found.lower()}, not of {asked} that was asked for")
 
 
 def storable(value: Any) -> Any:
@@ -155,11 +205,6 @@ def storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {storable(key): storable(item) for key, item in value.items()}
     return value
-
-
-def _loads(text: bytes) -> Any:
-    # Decoded here: for bytes, `json` guesses whether they are UTF-16.
-    return json.loads(text.decode(), parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
 
 
 def _no_constant(name: str) -> Any:

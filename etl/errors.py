@@ -10,6 +10,7 @@
     ├── RetryableError        back in the queue with backoff, dead at the limit
     │   ├── ApiUnavailable        one call failed for good in spite of short retries
     │   ├── RateLimited           the API asks for a pause                              exit 3 if long
+    │   ├── LargeDocument         a body that is to be fetched again, alone
     │   ├── WarehouseUnavailable  the database cannot be reached or does not answer     exit 3
     │   └── LeaseLost             another worker owns the row now; drop the work
     └── UnusableSession       a dead letter at once
@@ -108,6 +109,12 @@ class RateLimited(RetryableError):
     def __init__(self, message: str, *, seconds: float) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+
+class LargeDocument(RetryableError):
+    """The body is too large to be worked on beside others; fetched alone it may be as large as it likes to be."""
+
+    kind = "large"
 
 
 class WarehouseUnavailable(RetryableError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from etl import documents
-from etl.documents import Document
+from etl.documents import UUID, Document, check_id, our_id
 from etl.errors import PayloadError
 
 Row = dict[str, Any]
@@ -57,14 +57,17 @@ _CHECK_TYPES = frozenset(
         "TRACEROUTE",
     ]
 )
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _KEY_LENGTH = 500  # what we put into a key of a table must fit into an index entry
 _EXAMPLE_LENGTH = 200
+_MOST_DRIFT = 100  # of one document: names that are different in each would fill a table
 _ANALYSIS_DEPTH = 64  # deeper, and whoever serializes it may run out of stack; Checkly's own are 4 deep
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-# --- documents as Checkly describes them; `Any` marks what is known and not stored -------------------------
+# --- documents as Checkly describes them; `Raw` marks what is known and not decoded with the rest ----------
+
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _Document(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
@@ -127,12 +130,12 @@ class Detail(_Document):
     stopped_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
     time_elapsed: float | None = None
     metadata: Metadata | None = None
-    results: list[Result] | None = None
+    results: list[msgspec.Raw] | None = None  # each a Result: decoded one by one, because there may be 100,000
 
 
 class Invoker(_Document):
     name: str | None = None
-    picture: Any = None
+    picture: msgspec.Raw = _NULL
 
 
 class Summary(_Document):
@@ -144,11 +147,11 @@ class Summary(_Document):
     name: str | None = None
     provider: str | None = None
     error_group_ids: list[str] | None = None
-    running: Any = None
-    passed: Any = None
-    failed: Any = None
-    cancelled: Any = None
-    status: Any = None
+    running: msgspec.Raw = _NULL
+    passed: msgspec.Raw = _NULL
+    failed: msgspec.Raw = _NULL
+    cancelled: msgspec.Raw = _NULL
+    status: msgspec.Raw = _NULL
     region: str | None = None
     private_location_id: str | None = None
     invoker: Invoker | None = None
@@ -158,7 +161,7 @@ class Summary(_Document):
     commit_message: str | None = None
     branch_name: str | None = None
     environment: str | None = None
-    started_at: Any = None
+    started_at: msgspec.Raw = _NULL
     stopped_at: datetime | None = None
     created_at: datetime | None = msgspec.field(default=None, name="created_at")
     updated_at: datetime | None = msgspec.field(default=None, name="updated_at")
@@ -175,11 +178,11 @@ class PlaywrightTest(_Document):
 class RootCauseAnalysis(_Document):
     id: str | None = None
     created_at: datetime | None = msgspec.field(default=None, name="created_at")
-    analysis: Any = None
+    analysis: msgspec.Raw = _NULL
     provider: str | None = None
     model: str | None = None
     duration_ms: float | None = None
-    user_context: Any = None
+    user_context: msgspec.Raw = _NULL
 
 
 class ErrorGroup(_Document):
@@ -198,11 +201,14 @@ class ErrorGroup(_Document):
     root_cause_analyses: list[RootCauseAnalysis] | None = None
 
 
+_TIME: Any = datetime | None
+
+
 class _EntryKey(msgspec.Struct):
     """What discovery is after in an entry of any list."""
 
     id: str
-    created_at: Any = None
+    created_at: msgspec.Raw = _NULL
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -214,13 +220,97 @@ class Drift:
 
     found: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
-    def note(self, kind: str, json_path: str, example: Any) -> None:
-        """Count one occurrence. Paths hold no positions, so that a thousand results are one line."""
+    def note(self, kind: str, json_path: str, example: str) -> None:
+        """Count one occurrence. Paths hold no positions, so that a thousand results are one line.
+
+        Of several examples the least is kept, so that it does not depend on who came first.
+        """
         key = (kind, str(documents.storable(json_path))[:_KEY_LENGTH])
-        occurrences, kept = self.found.get(key, (0, ""))
-        if not kept:
-            kept = str(documents.storable(_shown(example)))[:_EXAMPLE_LENGTH]
-        self.found[key] = (occurrences + 1, kept)
+        if key not in self.found and len(self.found) >= _MOST_DRIFT:
+            return
+        shown = str(documents.storable(example[:_EXAMPLE_LENGTH]))
+        occurrences, kept = self.found.get(key, (0, shown))
+        self.found[key] = (occurrences + 1, min(kept, shown))
+
+    def add(self, other: Drift) -> None:
+        """Take over what another one noted."""
+        for key, (occurrences, example) in other.found.items():
+            if key in self.found or len(self.found) < _MOST_DRIFT:
+                before, kept = self.found.get(key, (0, example))
+                self.found[key] = (before + occurrences, min(kept, example))
+
+
+class _Row(msgspec.Struct):
+    """A row in a fifth of a dict's size: a session may have 100,000. Fields are columns, `row["name"]` reads one."""
+
+    def __getitem__(self, column: str) -> Any:
+        return getattr(self, column)
+
+    def keys(self) -> KeysView[str]:
+        return dict.fromkeys(self.__struct_fields__).keys()
+
+
+class ResultRow(_Row, gc=False, kw_only=True):
+    """A row of test_session_results; the last nine columns are what only a result's own document tells."""
+
+    test_session_id: str
+    test_session_result_id: str
+    position: int
+    execution_no: int | None = None
+    check_id: str | None
+    check_type: str | None
+    check_name: str | None
+    run_location: str | None
+    result_type: str | None
+    status: str
+    has_errors: bool | None
+    has_failures: bool | None
+    is_degraded: bool | None
+    is_aborted: bool | None
+    response_time_ms: float | None
+    started_at: datetime | None
+    stopped_at: datetime | None
+    link: str | None
+    details_fetched_at: datetime | None = None
+    sequence_id: str | None = None
+    attempts: int | None = None
+    file_path: str | None = None
+    private_location_id: str | None = None
+    over_max_response_time: bool | None = None
+    is_cancelled: bool | None = None
+    schedule_error: str | None = None
+    trace_id: str | None = None
+
+
+class ExecutionRow(_Row, gc=False, kw_only=True):
+    """A row of check_executions."""
+
+    test_session_id: str
+    execution_no: int
+    check_key: str
+    history_key: str
+    grouped_by: str
+    test_session_result_id: str
+    link: str | None
+    check_id: str | None
+    check_name: str | None
+    check_type: str | None
+    run_location: str | None
+    status: str
+    verdict: str | None
+    retries: int
+    is_retry_flaky: bool
+    is_degraded: bool | None
+    has_errors: bool | None
+    started_at: datetime
+    stopped_at: datetime | None
+    duration_ms: float | None
+    retry_cost_ms: float
+    account_id: str | None
+    project_id: str | None
+    environment: str | None
+    branch_name: str | None
+    commit_id: str | None
 
 
 @dataclass(slots=True)
@@ -235,8 +325,8 @@ class TestSessionRows:
     __test__ = False
 
     test_session: Row
-    results: list[Row] | None
-    executions: list[Row] | None
+    results: list[ResultRow] | None
+    executions: list[ExecutionRow] | None
     error_group_ids: list[str] | None
     result_error_groups: list[tuple[str, str]]
     drift: Drift
@@ -278,7 +368,7 @@ def normalize_test_session(
     """
     drift = Drift()
     document = _decode(detail, Detail, TEST_SESSION, drift)
-    _check_id(document.test_session_id, test_session_id, "$.testSessionId")
+    check_id(document.test_session_id, test_session_id, "$.testSessionId")
     listed = _listed(summary, test_session_id, held, drift)
     session = _test_session_row(document, listed, account_id, drift)
     session["payload_sha256"] = detail.sha256
@@ -308,7 +398,7 @@ def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGr
     """Rows of one error group. Raises PayloadError for another id than the one asked for."""
     drift = Drift()
     group = _decode(document, ErrorGroup, ERROR_GROUP, drift)
-    _check_id(group.id, error_group_id, "$.id")
+    check_id(group.id, error_group_id, "$.id")
     environments = dict.fromkeys(name[:_KEY_LENGTH] for name in group.environments or ())
     return ErrorGroupRows(
         error_group={
@@ -342,7 +432,7 @@ def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGr
     )
 
 
-def normalize_executions(results: Sequence[Row], test_session: Mapping[str, Any]) -> list[Row]:
+def normalize_executions(results: Sequence[ResultRow], test_session: Mapping[str, Any]) -> list[ExecutionRow]:
     """The executions of result rows that stand in the warehouse already.
 
     For a payload that does not tell its results: the session's own columns, which executions copy and
@@ -357,11 +447,10 @@ def entry_key(entry: Document) -> tuple[str, datetime | None]:
     with _named_fields():
         key = documents.decode(entry, _EntryKey)
     created_at: datetime | None = None
-    if isinstance(key.created_at, str):
-        try:
-            created_at = _utc(msgspec.convert(key.created_at, datetime), "$.created_at")
-        except (msgspec.ValidationError, PayloadError):
-            created_at = None  # its normalization will say so; the id is what discovery is after
+    try:
+        created_at = _utc(documents.decode_part(key.created_at, _TIME), "$.created_at")
+    except PayloadError:
+        created_at = None  # its normalization will say so; the id is what discovery is after
     return our_id(key.id, "$.id"), created_at
 
 
@@ -375,14 +464,6 @@ def document_id(detail: Document) -> str | None:
 
 class _DetailId(msgspec.Struct, rename="camel"):
     test_session_id: str
-
-
-def our_id(value: str, json_path: str) -> str:
-    """A key of ours: a UUID in lower case. Raises PayloadError."""
-    lowered = value.lower()
-    if not _UUID.fullmatch(lowered):
-        raise PayloadError(json_path, "is not a UUID")
-    return lowered
 
 
 # --- test sessions ------------------------------------------------------------------------------------------
@@ -408,7 +489,7 @@ def _in_list_entry() -> Iterator[None]:
 
 def _summary_columns(summary: Document, test_session_id: str, drift: Drift) -> Mapping[str, Any]:
     entry = _decode(summary, Summary, TEST_SESSION_SUMMARY, drift)
-    _check_id(entry.id, test_session_id, "$.id")
+    check_id(entry.id, test_session_id, "$.id")
     if entry.provider is not None and entry.provider not in _PROVIDERS:
         drift.note(TEST_SESSION_SUMMARY, "$.provider", entry.provider)
 
@@ -488,144 +569,144 @@ def _test_session_row(document: Detail, listed: Mapping[str, Any], account_id: s
     }
 
 
-def _result_rows(results: Sequence[Result], rows: TestSessionRows, drift: Drift) -> list[Row]:
+def _result_rows(results: Sequence[msgspec.Raw], rows: TestSessionRows, drift: Drift) -> list[ResultRow]:
     """One row an id: the last occurrence's values at the first one's position."""
-    by_id: dict[str, Row] = {}
+    by_id: dict[str, ResultRow] = {}
     groups: dict[str, list[str]] = {}
-    for index, result in enumerate(results):
-        path = f"$.results[{index}]"
-        result_id = our_id(result.test_session_result_id, f"{path}.testSessionResultId")
-        if result.status not in _STATUSES:
-            drift.note(TEST_SESSION, "$.results[].status", result.status)
-        if result.check_type is not None and result.check_type not in _CHECK_TYPES:
-            drift.note(TEST_SESSION, "$.results[].checkType", result.check_type)
-        if result.result_type is not None and result.result_type not in _RESULT_TYPES:
-            drift.note(TEST_SESSION, "$.results[].resultType", result.result_type)
-        earlier = by_id.get(result_id)
-        by_id[result_id] = {
-            "test_session_id": rows.test_session_id,
-            "test_session_result_id": result_id,
-            "position": index + 1 if earlier is None else earlier["position"],
-            "execution_no": None,
-            "check_id": _other_id(result.check_id, TEST_SESSION, "$.results[].checkId", drift),
-            "check_type": result.check_type,
-            "check_name": result.name,
-            "run_location": result.run_location,
-            "result_type": result.result_type,
-            "status": result.status,
-            "has_errors": result.has_errors,
-            "has_failures": result.has_failures,
-            "is_degraded": result.is_degraded,
-            "is_aborted": result.aborted,
-            "response_time_ms": result.response_time,
-            "started_at": _utc(result.started_at, f"{path}.startedAt"),
-            "stopped_at": _utc(result.stopped_at, f"{path}.stoppedAt"),
-            "link": result.test_session_result_link,
-            **_NO_RESULT_DETAILS,
-        }
-        groups[result_id] = _our_ids(result.error_group_ids or (), f"{path}.errorGroupIds")
-    rows.result_error_groups = [(result_id, group) for result_id, ids in groups.items() for group in ids]
+    texts: dict[str | None, str | None] = {}
+    for index, raw in enumerate(results):
+        try:
+            row, group_ids = _result_row(raw, rows.test_session_id, index + 1, drift, texts)
+        except PayloadError as error:
+            if error.reason == documents.NESTED:
+                raise  # of the document as a whole
+            raise PayloadError(f"$.results[{index}]{error.json_path[1:]}", error.reason) from None
+        id_ = row.test_session_result_id
+        if id_ in by_id:
+            row.position = by_id[id_].position
+            groups.pop(id_, None)
+        by_id[id_] = row
+        if group_ids:
+            groups[id_] = group_ids
+    # In the order of the payload, also where the last of several has groups and the first had none.
+    rows.result_error_groups = [(id_, group) for id_ in by_id if id_ in groups for group in groups[id_]]
     return list(by_id.values())
 
 
-# What only a result's own document tells (`…/results/{id}`).
-_NO_RESULT_DETAILS: Row = dict.fromkeys(
-    (
-        "details_fetched_at",
-        "sequence_id",
-        "attempts",
-        "file_path",
-        "private_location_id",
-        "over_max_response_time",
-        "is_cancelled",
-        "schedule_error",
-        "trace_id",
+def _result_row(
+    raw: msgspec.Raw, test_session_id: str, position: int, drift: Drift, texts: dict[str | None, str | None]
+) -> tuple[ResultRow, list[str]]:
+    """One result and its error groups. `texts`: what many results say is kept once."""
+    result = _decode_part(raw, Result, TEST_SESSION, drift, "$.results[]")
+    if result.status not in _STATUSES:
+        drift.note(TEST_SESSION, "$.results[].status", result.status)
+    if result.check_type is not None and result.check_type not in _CHECK_TYPES:
+        drift.note(TEST_SESSION, "$.results[].checkType", result.check_type)
+    if result.result_type is not None and result.result_type not in _RESULT_TYPES:
+        drift.note(TEST_SESSION, "$.results[].resultType", result.result_type)
+    once = texts.setdefault
+    check_id = _other_id(result.check_id, TEST_SESSION, "$.results[].checkId", drift)
+    row = ResultRow(
+        test_session_id=test_session_id,
+        test_session_result_id=our_id(result.test_session_result_id, "$.testSessionResultId"),
+        position=position,
+        check_id=once(check_id, check_id),
+        check_type=once(result.check_type, result.check_type),
+        check_name=once(result.name, result.name),
+        run_location=once(result.run_location, result.run_location),
+        result_type=once(result.result_type, result.result_type),
+        status=once(result.status, result.status) or "",
+        has_errors=result.has_errors,
+        has_failures=result.has_failures,
+        is_degraded=result.is_degraded,
+        is_aborted=result.aborted,
+        response_time_ms=result.response_time,
+        started_at=_utc(result.started_at, "$.startedAt"),
+        stopped_at=_utc(result.stopped_at, "$.stoppedAt"),
+        link=result.test_session_result_link,
     )
-)
+    return row, _our_ids(result.error_group_ids or (), "$.errorGroupIds")
 
 
 # --- executions ---------------------------------------------------------------------------------------------
 
 
-def _execution_rows(results: Sequence[Row], session: Mapping[str, Any]) -> list[Row]:
+def _execution_rows(results: Sequence[ResultRow], session: Mapping[str, Any]) -> list[ExecutionRow]:
     """Fold results into executions, and tell each result row its execution_no."""
     keys = [_check_key(result, session["project_id"]) for result in results]
-    without_sequence = {key for key, result in zip(keys, results, strict=True) if not result["sequence_id"]}
+    without_sequence = {key for key, result in zip(keys, results, strict=True) if not result.sequence_id}
 
-    executions: list[tuple[str, str, list[Row]]] = []  # (check_key, grouped_by, rows), by first appearance
-    by_sequence: dict[tuple[str, str], list[Row]] = {}
-    still_open: dict[tuple[str, str | None], list[Row]] = {}
+    executions: list[tuple[str, str, list[ResultRow]]] = []  # (check_key, grouped_by, rows), by first appearance
+    by_sequence: dict[tuple[str, str], list[ResultRow]] = {}
+    still_open: dict[tuple[str, str | None], list[ResultRow]] = {}
     for key, result in zip(keys, results, strict=True):
         if key not in without_sequence:
-            members = by_sequence.get((key, result["sequence_id"]))
+            sequence = (key, result.sequence_id or "")
+            members = by_sequence.get(sequence)
             if members is None:
-                members = by_sequence[key, result["sequence_id"]] = []
+                members = by_sequence[sequence] = []
                 executions.append((key, "sequence", members))
             members.append(result)
             continue
-        place = (key, result["run_location"])
+        place = (key, result.run_location)
         members = still_open.get(place)
         if members is None:
             members = still_open[place] = []
             executions.append((key, "inferred", members))
         members.append(result)
-        if result["result_type"] == "FINAL":
+        if result.result_type == "FINAL":
             del still_open[place]
 
     rows = []
     for execution_no, (key, grouped_by, members) in enumerate(executions, 1):
         for member in members:
-            member["execution_no"] = execution_no
+            member.execution_no = execution_no
         rows.append(_execution_row(execution_no, key, grouped_by, members, session))
     return rows
 
 
 def _execution_row(
-    execution_no: int, check_key: str, grouped_by: str, members: Sequence[Row], session: Mapping[str, Any]
-) -> Row:
-    finals = [row for row in members if row["result_type"] == "FINAL"]
-    attempts = [row for row in members if row["result_type"] == "ATTEMPT"]
+    execution_no: int, check_key: str, grouped_by: str, members: Sequence[ResultRow], session: Mapping[str, Any]
+) -> ExecutionRow:
+    finals = [row for row in members if row.result_type == "FINAL"]
+    attempts = [row for row in members if row.result_type == "ATTEMPT"]
     shown = finals[-1] if finals else members[-1]
-    verdict = shown["status"] if finals and shown["status"] in ("PASSED", "FAILED") else None
-    stopped_at = shown["stopped_at"] if finals else None
-    return {
-        "test_session_id": session["test_session_id"],
-        "execution_no": execution_no,
-        "check_key": check_key,
-        "history_key": _history_key(
-            session["account_id"],
-            check_key,
-            session["branch_name"],
-            session["environment"],
-            shown["run_location"],
+    verdict = shown.status if finals and shown.status in ("PASSED", "FAILED") else None
+    stopped_at = shown.stopped_at if finals else None
+    return ExecutionRow(
+        test_session_id=session["test_session_id"],
+        execution_no=execution_no,
+        check_key=check_key,
+        history_key=_history_key(
+            session["account_id"], check_key, session["branch_name"], session["environment"], shown.run_location
         ),
-        "grouped_by": grouped_by,
-        "test_session_result_id": shown["test_session_result_id"],
-        "link": shown["link"],
-        "check_id": shown["check_id"],
-        "check_name": shown["check_name"],
-        "check_type": shown["check_type"],
-        "run_location": shown["run_location"],
-        "status": shown["status"],
-        "verdict": verdict,
-        "retries": len(attempts),
-        "is_retry_flaky": verdict == "PASSED" and any(row["status"] == "FAILED" for row in attempts),
-        "is_degraded": shown["is_degraded"],
-        "has_errors": shown["has_errors"],
-        "started_at": min((row["started_at"] for row in members if row["started_at"]), default=session["started_at"]),
-        "stopped_at": stopped_at,
-        "duration_ms": _milliseconds(shown["started_at"], stopped_at),
-        "retry_cost_ms": sum(_milliseconds(row["started_at"], row["stopped_at"]) or 0.0 for row in attempts) or 0.0,
-        "account_id": session["account_id"],
-        "project_id": session["project_id"],
-        "environment": session["environment"],
-        "branch_name": session["branch_name"],
-        "commit_id": session["commit_id"],
-    }
+        grouped_by=grouped_by,
+        test_session_result_id=shown.test_session_result_id,
+        link=shown.link,
+        check_id=shown.check_id,
+        check_name=shown.check_name,
+        check_type=shown.check_type,
+        run_location=shown.run_location,
+        status=shown.status,
+        verdict=verdict,
+        retries=len(attempts),
+        is_retry_flaky=verdict == "PASSED" and any(row.status == "FAILED" for row in attempts),
+        is_degraded=shown.is_degraded,
+        has_errors=shown.has_errors,
+        started_at=min((row.started_at for row in members if row.started_at), default=session["started_at"]),
+        stopped_at=stopped_at,
+        duration_ms=_milliseconds(shown.started_at, stopped_at),
+        retry_cost_ms=sum(_milliseconds(row.started_at, row.stopped_at) or 0.0 for row in attempts) or 0.0,
+        account_id=session["account_id"],
+        project_id=session["project_id"],
+        environment=session["environment"],
+        branch_name=session["branch_name"],
+        commit_id=session["commit_id"],
+    )
 
 
-def _check_key(result: Row, project_id: str | None) -> str:
-    return result["check_id"] or f"{project_id or '-'}:{result['check_type'] or ''}:{result['check_name'] or ''}"
+def _check_key(result: ResultRow, project_id: str | None) -> str:
+    return result.check_id or f"{project_id or '-'}:{result.check_type or ''}:{result.check_name or ''}"
 
 
 def _history_key(*parts: str | None) -> str:
@@ -638,9 +719,12 @@ def _history_key(*parts: str | None) -> str:
 
 def _root_cause_analysis_row(error_group_id: str, position: int, document: RootCauseAnalysis, drift: Drift) -> Row:
     path = f"$.rootCauseAnalyses[{position - 1}]"
-    whole = document.analysis
+    try:
+        whole = documents.untyped_part(document.analysis)
+    except PayloadError:
+        whole = documents.OutOfRange()
     if not _is_json_column(whole, _ANALYSIS_DEPTH):
-        drift.note(ERROR_GROUP, "$.rootCauseAnalyses[].analysis", whole)
+        drift.note(ERROR_GROUP, "$.rootCauseAnalyses[].analysis", _shown(document.analysis))
         whole = None
     analysis = whole if isinstance(whole, dict) else {}
 
@@ -673,18 +757,29 @@ def _decode(document: Document, type_: type[S], kind: str, drift: Drift) -> S:
         try:
             return documents.decode(document, type_)
         except PayloadError as error:
-            first = error
-        # Either illegal or only unknown: without its unknown fields it tells.
-        try:
-            value = documents.untyped(document)
-        except PayloadError as error:
-            # Who reads without types knows no place; who reads with them may have stopped at the unknown field.
-            raise (error if _UNKNOWN_FIELD.match(first.reason) else first) from None
-        _prune(value, _type_info(type_), "$", kind, drift)
-        return documents.convert(value, type_)
+            return _decode_pruned(documents.decode(document, msgspec.Raw), type_, kind, drift, "$", error)
 
 
-_UNKNOWN_FIELD = re.compile("Object contains unknown field")
+def _decode_part(raw: msgspec.Raw, type_: type[S], kind: str, drift: Drift, path: str) -> S:
+    """The same for a part of a document that stands at `path`."""
+    try:
+        return documents.decode_part(raw, type_)
+    except PayloadError as error:
+        with _named_fields():
+            return _decode_pruned(raw, type_, kind, drift, path, error)
+
+
+def _decode_pruned(raw: msgspec.Raw, type_: type[S], kind: str, drift: Drift, path: str, first: PayloadError) -> S:
+    """Either illegal or only unknown: without its unknown fields it tells."""
+    unknown = Drift()
+    pruned = _pruned(raw, _type_info(type_), path, kind, unknown)
+    if not unknown.found:
+        raise first
+    value = documents.decode_part(pruned, type_)
+    drift.add(unknown)
+    return value
+
+
 _MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
 
 
@@ -705,25 +800,37 @@ def _type_info(type_: type[msgspec.Struct]) -> msgspec.inspect.Type:
     return msgspec.inspect.type_info(type_)
 
 
-def _prune(value: Any, type_: msgspec.inspect.Type, path: str, kind: str, drift: Drift) -> None:
-    """Take out (and note) what the type does not know, at any depth."""
+def _pruned(raw: msgspec.Raw, type_: msgspec.inspect.Type, path: str, kind: str, drift: Drift) -> msgspec.Raw:
+    """Without what the type does not know (noted), at any depth. What is no such value at all stays as it is."""
     if isinstance(type_, msgspec.inspect.UnionType):
         for option in type_.types:
-            _prune(value, option, path, kind, drift)
-    elif isinstance(type_, msgspec.inspect.ListType) and isinstance(value, list):
-        for item in value:
-            _prune(item, type_.item_type, f"{path}[]", kind, drift)
-    elif isinstance(type_, msgspec.inspect.StructType) and isinstance(value, dict):
-        known = {field.encode_name: field.type for field in type_.fields}
-        for name in [name for name in value if name not in known]:
-            drift.note(kind, f"{path}.{name}", value.pop(name))
-        for name, item in value.items():
-            _prune(item, known[name], f"{path}.{name}", kind, drift)
+            raw = _pruned(raw, option, path, kind, drift)
+        return raw
+    try:
+        if isinstance(type_, msgspec.inspect.ListType) and _holds_structs(type_.item_type):
+            items = documents.decode_part(raw, list[msgspec.Raw])
+            return _encoded([_pruned(item, type_.item_type, f"{path}[]", kind, drift) for item in items])
+        if isinstance(type_, msgspec.inspect.StructType):
+            fields = documents.decode_part(raw, dict[str, msgspec.Raw])
+            known = {field.encode_name: field.type for field in type_.fields}
+            for name in [name for name in fields if name not in known]:
+                drift.note(kind, f"{path}.{name}", _shown(fields.pop(name)))
+            return _encoded(
+                {name: _pruned(item, known[name], f"{path}.{name}", kind, drift) for name, item in fields.items()}
+            )
+    except PayloadError as error:
+        if error.reason == documents.NESTED:
+            raise
+        # Of another type: whoever decodes it says so.
+    return raw
 
 
-def _check_id(found: str, asked: str, json_path: str) -> None:
-    if our_id(found, json_path) != asked:
-        raise PayloadError(json_path, f"is the document of {found.lower()}, not of {asked} that was asked for")
+def _holds_structs(type_: msgspec.inspect.Type) -> bool:
+    return isinstance(type_, msgspec.inspect.StructType)
+
+
+def _encoded(value: list[msgspec.Raw] | dict[str, msgspec.Raw]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _our_ids(values: Iterable[str], json_path: str) -> list[str]:
@@ -732,10 +839,10 @@ def _our_ids(values: Iterable[str], json_path: str) -> list[str]:
 
 def _other_id(value: str | None, kind: str, json_path: str, drift: Drift) -> str | None:
     """An id that is no key of ours: no UUID becomes null plus drift."""
-    if value is None or _UUID.fullmatch(value):
+    if value is None or UUID.fullmatch(value):
         return value
     lowered = value.lower()
-    if _UUID.fullmatch(lowered):
+    if UUID.fullmatch(lowered):
         return lowered
     drift.note(kind, json_path, value)
     return None
@@ -767,14 +874,13 @@ def _is_json_column(value: Any, depth: int) -> bool:
     return False
 
 
-def _shown(value: Any) -> str:
-    """The text of an example."""
-    if isinstance(value, str):
-        return value
+def _shown(raw: msgspec.Raw) -> str:
+    """The beginning of an example: a text as it is, anything else as JSON."""
+    text = bytes(memoryview(raw)[: 4 * _EXAMPLE_LENGTH]).decode(errors="ignore")
     try:
-        return json.dumps(value, default=str)
-    except RecursionError:
-        return "(nested too deeply to be shown)"
+        return documents.decode_part(raw, str) if text.startswith('"') else text
+    except PayloadError:
+        return text
 
 
 def _text(value: str | int | None) -> str | None:

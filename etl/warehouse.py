@@ -13,10 +13,25 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, or_, select, text, update
+import msgspec
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    Table,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from etl import process
-from etl.database import chunks, insert, now
+from etl.database import chunks, drop_afterwards, insert, now
 from etl.documents import Document, known
 from etl.tables import (
     check_executions,
@@ -35,6 +50,7 @@ from etl.tables import (
 )
 
 Row = dict[str, Any]
+Rows = Sequence[Row | msgspec.Struct]  # the structs' fields are columns
 COUNTERS = (
     "test_sessions_saved",
     "test_sessions_unchanged",
@@ -46,6 +62,9 @@ COUNTERS = (
 )
 RUN_SILENCE = timedelta(days=1)
 ERROR_GROUP_MAX_AGE = timedelta(days=1)
+LARGE_PAYLOAD = 4_000_000  # bytes: of these, one is in memory at a time
+RUNS_KEPT = 1000
+DRIFT_KEPT = 1000
 
 _s = test_sessions.c
 _g = error_groups.c
@@ -55,11 +74,13 @@ class SessionRows(Protocol):
     """What `save_test_sessions` writes; made by `normalize.normalize_test_session`."""
 
     test_session: Row
-    results: list[Row] | None
-    executions: list[Row] | None
     error_group_ids: list[str] | None
     result_error_groups: list[tuple[str, str]]
 
+    @property
+    def results(self) -> Sequence[msgspec.Struct] | None: ...
+    @property
+    def executions(self) -> Sequence[msgspec.Struct] | None: ...
     @property
     def test_session_id(self) -> str: ...
     @property
@@ -224,7 +245,7 @@ def held_results(connection: Connection, test_session_id: str) -> list[Row]:
     return [dict(row) for row in rows.mappings()]
 
 
-def replace_executions(connection: Connection, test_session_id: str, executions: Sequence[Row]) -> None:
+def replace_executions(connection: Connection, test_session_id: str, executions: Rows) -> None:
     """Replace a session's executions and nothing else of it."""
     _delete_of(connection, check_executions, [test_session_id])
     _insert(connection, check_executions, executions)
@@ -322,22 +343,44 @@ class Payload:
     document: Document
 
 
-def save_payloads(connection: Connection, payloads: Iterable[Payload]) -> None:
+def save_payloads(connection: Connection, payloads: Sequence[Payload]) -> None:
     """Keep the latest document of each kind and id."""
-    moment = now(connection)
     rows = [
         {
             "kind": payload.kind,
             "document_id": payload.document_id,
             "account_id": payload.account_id,
             "test_session_id": payload.test_session_id,
-            "body": payload.document.text,
             "sha256": payload.document.sha256,
-            "fetched_at": moment,
+            "fetched_at": now(connection),
+            "bytes": payload.document.body,
         }
         for payload in sorted(payloads, key=lambda payload: (payload.kind, payload.document_id))
     ]
-    _upsert(connection, etl_payloads, rows)
+    if not rows:
+        return
+    # As bytes, and text only in the database: a `str` of a document with an emoji is four times as large.
+    body = bindparam("bytes", type_=LargeBinary)
+    statement = insert(connection, etl_payloads).values(body=_text_of(connection, body))
+    keys = ("kind", "document_id")
+    statement = statement.on_conflict_do_update(
+        index_elements=keys,
+        set_={column.name: statement.excluded[column.name] for column in etl_payloads.c if column.name not in keys},
+    )
+    for row in rows:
+        connection.execute(statement, row)
+    if any(len(payload.document.body) > LARGE_PAYLOAD for payload in payloads):
+        drop_afterwards(connection)
+
+
+def _text_of(connection: Connection, value: Any) -> Any:
+    return func.convert_from(value, "UTF8") if connection.dialect.name == "postgresql" else cast(value, Text)
+
+
+def _bytes_of(connection: Connection, column: Any) -> Any:
+    if connection.dialect.name == "postgresql":
+        return func.convert_to(column, "UTF8", type_=LargeBinary)
+    return cast(column, LargeBinary)
 
 
 def load_payloads(
@@ -347,21 +390,33 @@ def load_payloads(
     c = etl_payloads.c
     found: dict[str, tuple[Document, str | None]] = {}
     for some in chunks(sorted(ids)):
-        query = select(c.document_id, c.body, c.account_id).where(c.kind == kind, c.document_id.in_(some))
+        query = select(c.document_id, _bytes_of(connection, c.body), c.account_id).where(
+            c.kind == kind, c.document_id.in_(some)
+        )
         if lock:
             query = query.order_by(c.document_id).with_for_update()
         for id_, body, account_id in connection.execute(query):
-            found[id_] = (known(body.encode()), account_id)
+            document = known(bytes(body))
+            found[id_] = (document, account_id)
+            if len(document.body) > LARGE_PAYLOAD:
+                drop_afterwards(connection)
     return found
 
 
 def payload_ids(connection: Connection, kind: str, *, after: str | None, limit: int) -> list[str]:
-    """Ids of stored documents in order, from behind `after`."""
+    """Ids of stored documents in order, from behind `after`: as many as fit into memory together, at most `limit`."""
     c = etl_payloads.c
-    query = select(c.document_id).where(c.kind == kind).order_by(c.document_id).limit(limit)
+    query = select(c.document_id, func.length(c.body)).where(c.kind == kind).order_by(c.document_id).limit(limit)
     if after is not None:
         query = query.where(c.document_id > after)
-    return list(connection.execute(query).scalars())
+    found: list[str] = []
+    size = 0
+    for id_, length in connection.execute(query):
+        size += length
+        if found and size > LARGE_PAYLOAD:
+            break
+        found.append(id_)
+    return found
 
 
 def count_payloads(connection: Connection, kind: str) -> int:
@@ -370,44 +425,58 @@ def count_payloads(connection: Connection, kind: str) -> int:
 
 
 def save_drift(connection: Connection, drifts: Iterable[DriftRows]) -> None:
-    """Add to what the typed columns do not know."""
+    """Add to what the typed columns do not know. The oldest of more than a thousand lines are forgotten."""
     total: dict[tuple[str, str], tuple[int, str]] = {}
     for drift in drifts:
         for key, (occurrences, example) in drift.found.items():
-            total[key] = (total.get(key, (0, ""))[0] + occurrences, example)
+            before, kept = total.get(key, (0, example))
+            total[key] = (before + occurrences, min(kept, example))
     if not total:
         return
-    moment = now(connection)
+    moment, c = now(connection), etl_drift.c
     statement = insert(connection, etl_drift)
+    new = statement.excluded
     statement = statement.on_conflict_do_update(
         index_elements=["kind", "json_path"],
         set_={
-            "last_seen_at": statement.excluded.last_seen_at,
-            "occurrences": etl_drift.c.occurrences + statement.excluded.occurrences,
-            "example": statement.excluded.example,
+            "last_seen_at": new.last_seen_at,
+            "occurrences": c.occurrences + new.occurrences,
+            # The least, so that it does not depend on which session came first.
+            "example": case(
+                (_bytes_of(connection, new.example) < _bytes_of(connection, c.example), new.example), else_=c.example
+            ),
         },
     )
-    connection.execute(
-        statement,
-        [
-            {
-                "kind": kind,
-                "json_path": json_path,
-                "first_seen_at": moment,
-                "last_seen_at": moment,
-                "occurrences": occurrences,
-                "example": example,
-            }
-            for (kind, json_path), (occurrences, example) in sorted(total.items())
-        ],
+    rows = [
+        {
+            "kind": kind,
+            "json_path": json_path,
+            "first_seen_at": moment,
+            "last_seen_at": moment,
+            "occurrences": occurrences,
+            "example": example,
+        }
+        for (kind, json_path), (occurrences, example) in sorted(total.items())
+    ]
+    _execute(connection, statement, rows)
+    forgotten = (
+        select(c.kind, c.json_path)
+        .order_by(c.last_seen_at.desc(), c.kind, c.json_path)
+        .offset(DRIFT_KEPT)
+        .with_for_update(skip_locked=True)
     )
+    for row in connection.execute(forgotten).all():
+        connection.execute(delete(etl_drift).where(c.kind == row.kind, c.json_path == row.json_path))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
 def start_run(connection: Connection, command: str) -> str:
-    """A new row of etl_runs. Runs whose process has died, or that have been silent for a day, are interrupted."""
+    """A new row of etl_runs. Runs whose process has died, or that have been silent for a day, are interrupted.
+
+    The newest thousand are kept: at one every five minutes, half a week.
+    """
     moment, etl_run_id = now(connection), str(uuid4())
     c = etl_runs.c
     unfinished = select(c.etl_run_id, c.process, c.heartbeat_at).where(c.outcome.is_(None)).order_by(c.etl_run_id)
@@ -418,6 +487,9 @@ def start_run(connection: Connection, command: str) -> str:
                 .where(c.etl_run_id == run.etl_run_id, c.outcome.is_(None))
                 .values(outcome="interrupted", finished_at=c.heartbeat_at, error="its process ended without a word")
             )
+    forgotten = select(c.etl_run_id).order_by(c.started_at.desc()).offset(RUNS_KEPT - 1)
+    for some in chunks(connection.execute(forgotten.with_for_update(skip_locked=True)).scalars().all()):
+        connection.execute(delete(etl_runs).where(c.etl_run_id.in_(some), c.outcome.is_not(None)))
     connection.execute(
         etl_runs.insert().values(
             etl_run_id=etl_run_id,
@@ -489,31 +561,36 @@ def count_test_sessions(connection: Connection) -> int:
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, table: Table, rows: Sequence[Row], *, or_keep: bool = False) -> None:
-    if not rows:
-        return
+def _insert(connection: Connection, table: Table, rows: Rows, *, or_keep: bool = False) -> None:
     statement = insert(connection, table)
-    connection.execute(statement.on_conflict_do_nothing() if or_keep else statement, _complete(table, rows))
+    _execute(connection, statement.on_conflict_do_nothing() if or_keep else statement, rows)
 
 
-def _upsert(connection: Connection, table: Table, rows: Sequence[Row], *, keep: Collection[str] = ()) -> None:
+def _upsert(connection: Connection, table: Table, rows: Rows, *, keep: Collection[str] = ()) -> None:
     if not rows:
         return
     statement = insert(connection, table)
     keys = [column.name for column in table.primary_key]
     statement = statement.on_conflict_do_update(
         index_elements=keys,
-        set_={name: statement.excluded[name] for name in rows[0] if name not in keys and name not in keep},
+        set_={name: statement.excluded[name] for name in _as_row(rows[0]) if name not in keys and name not in keep},
     )
-    connection.execute(statement, _complete(table, rows))
+    _execute(connection, statement, rows)
 
 
-def _complete(table: Table, rows: Sequence[Row]) -> list[Row]:
-    # executemany takes its columns from the first row: every row must have the same ones.
-    names = rows[0].keys()
-    if any(row.keys() != names for row in rows):
-        raise AssertionError(f"rows of {table.name} differ in their columns")
-    return list(rows)
+def _execute(connection: Connection, statement: Any, rows: Rows) -> None:
+    """In chunks: SQLAlchemy and the drivers copy what they are given, and there may be 100,000 rows."""
+    for some in chunks(rows, 1000):
+        values = [_as_row(row) for row in some]
+        # executemany takes its columns from the first row: every row must have the same ones.
+        names = values[0].keys()
+        if any(row.keys() != names for row in values):
+            raise AssertionError(f"rows of {statement.table.name} differ in their columns")
+        connection.execute(statement, values)
+
+
+def _as_row(row: Row | msgspec.Struct) -> Row:
+    return msgspec.structs.asdict(row) if isinstance(row, msgspec.Struct) else row
 
 
 def _delete_of(connection: Connection, table: Table, test_session_ids: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ from etl.errors import (
     EtlError,
     Forbidden,
     Interrupted,
+    LargeDocument,
     PayloadError,
     RateLimited,
     Rejected,
@@ -48,6 +49,7 @@ KEY = "cu_5ecret_of_test_checkly"
 PASSWORD = "pr0xy-passw0rd"
 ACCOUNT = "33333333-3333-4333-8333-333333333333"
 ID = "11111111-1111-4111-8111-111111111111"
+ANOTHER = "2222aaaa-2222-4222-8222-222222222222"
 SESSIONS = "/v1/test-sessions"
 GROUPS = "/v1/test-session-error-groups"
 SINCE = datetime(2026, 11, 13, tzinfo=UTC)
@@ -159,7 +161,15 @@ def read_head(sock: socket.socket) -> bytes:
     return head
 
 
-def http(body: bytes = b"{}", status: int = 200, **headers: str | None) -> bytes:
+def document_of(id_: str = ID, rest: bytes = b"") -> bytes:
+    """A document that says of which test session it is. `rest` are its other fields."""
+    return b'{"testSessionId": "%b"' % id_.encode() + (b", " + rest if rest else b"") + b"}"
+
+
+DOCUMENT = document_of()
+
+
+def http(body: bytes = DOCUMENT, status: int = 200, **headers: str | None) -> bytes:
     """An answer. A header of None is left out."""
     fields = {"content_length": str(len(body)), "content_type": "application/json", **headers}
     lines = [f"HTTP/1.1 {status} X", *(f"{n.replace('_', '-')}: {v}" for n, v in fields.items() if v is not None)]
@@ -181,6 +191,12 @@ def slowly(data: bytes, at_once: int = 0, seconds: float = 0.05) -> Answer:
             time.sleep(seconds)
 
     return answer
+
+
+def in_turn(*answers: bytes) -> Answer:
+    """One after the other, and no more than these."""
+    waiting = iter(answers)
+    return lambda _socket, _head: next(waiting)
 
 
 def and_close(data: bytes) -> Answer:
@@ -320,7 +336,7 @@ def test_a_document_comes_as_received(client: Client, small_world: World, sessio
 
 
 def test_a_compressed_document_is_unpacked(make_client: MakeClient) -> None:
-    body = json.dumps({"a": "ä" * 1000}).encode()
+    body = padded(2000)
     for encoding, packed in (
         ("gzip", gzip.compress(body)),
         ("deflate", zlib.compress(body)),
@@ -328,13 +344,6 @@ def test_a_compressed_document_is_unpacked(make_client: MakeClient) -> None:
     ):
         with Server(http(packed, content_encoding=encoding)) as server:
             assert make_client(server.url).fetch_test_session(ID).body == body
-
-
-def test_a_document_of_another_id_is_handed_on_for_normalization_to_refuse(
-    client: Client, simulator: Simulator, session_id: str
-) -> None:
-    simulator.add_fault(kind="wrong_id")
-    assert json.loads(client.fetch_test_session(session_id).text)["testSessionId"] != session_id
 
 
 # --- lists --------------------------------------------------------------------------------------------------
@@ -455,14 +464,18 @@ def test_entries_come_as_received_whatever_text_is_in_them(make_client: MakeClie
     ],
 )
 def test_a_list_that_breaks_the_contract_is_a_payload_error(make_client: MakeClient, body: bytes, path: str) -> None:
-    with Server(http(body)) as server, pytest.raises(PayloadError) as caught:
-        list(make_client(server.url).list_test_sessions(since=SINCE))
-    assert caught.value.json_path == path
+    with Server(http(body)) as server:
+        with pytest.raises(PayloadError) as caught:
+            list(make_client(server.url).list_test_sessions(since=SINCE))
+        assert caught.value.json_path == path
+        assert len(server.heads) == 4
 
 
 def test_the_list_of_error_groups_is_an_array(make_client: MakeClient) -> None:
-    with Server(http(b"{}")) as server, pytest.raises(PayloadError, match="array"):
-        list(make_client(server.url).list_error_groups())
+    with Server(http(b"{}")) as server:
+        with pytest.raises(PayloadError, match="array"):
+            list(make_client(server.url).list_error_groups())
+        assert len(server.heads) == 4
 
 
 @pytest.mark.parametrize("sizes", [[100, 100, 7], [100, 0], [0]])
@@ -1036,7 +1049,7 @@ def test_a_slow_proxy_s_connect_leaves_less_for_the_answer(
 
 
 def padded(size: int) -> bytes:
-    return b'{"a": "' + b"x" * (size - 9) + b'"}'
+    return document_of(rest=b'"a": "%b"' % (b"x" * (size - len(document_of(rest=b'"a": ""')))))
 
 
 @pytest.mark.parametrize("way", ["length", "chunked", "until the end", "gzip", "gzip chunked"])
@@ -1058,7 +1071,7 @@ def test_a_body_of_exactly_max_body_is_read_and_one_byte_more_is_not(
         if more:
             with pytest.raises(PayloadError, match=r"over 200000 bytes \(checkly.max_body\)"):
                 client.fetch_test_session(ID)
-            assert len(server.heads) == 1
+            assert len(server.heads) == 4
         else:
             assert client.fetch_test_session(ID).body == body
 
@@ -1109,7 +1122,7 @@ def test_the_simulator_s_bomb_is_refused(make_client: MakeClient, simulator: Sim
     simulator.add_fault(kind="gzip_bomb", size=50 * MB)
     with pytest.raises(PayloadError, match="max_body"):
         make_client(simulator.url, max_body=2 * MB).fetch_test_session(session_id)
-    assert len(simulator.requests) == 1
+    assert len(simulator.requests) == 4
 
 
 def test_a_body_that_is_too_long_by_its_own_word_is_not_waited_for(make_client: MakeClient) -> None:
@@ -1158,7 +1171,7 @@ def test_what_never_ends_fills_no_memory(make_client: MakeClient, name: str, hea
         assert peak_of(fetch) < 6 * MB
 
 
-WHOLE = b'{"a": [1, 2, 3], "b": "' + b"x" * 500 + b'"}'
+WHOLE = document_of(rest=b'"a": [1, 2, 3], "b": "%b"' % (b"x" * 500))
 
 UNREADABLE: dict[str, Answer | bytes] = {
     "cut": and_close(http(WHOLE[:200], content_length=str(len(WHOLE)))),
@@ -1212,11 +1225,11 @@ def test_a_body_that_is_not_whole_json_is_tried_again(make_client: MakeClient, n
 @pytest.mark.parametrize(
     "text",
     [
-        rb'{"a": "\ud800 lone, \udfff lone"}',
-        rb'{"a": "NUL \u0000"}',
-        '{"a": "ä \U0001f600"}'.encode(),
-        b' \r\n{"a": 1.50, "a": 1e2}\t\n',
-        rb'{"a": "\u00e4\/"}',
+        document_of(rest=rb'"a": "\ud800 lone, \udfff lone"'),
+        document_of(rest=rb'"a": "NUL \u0000"'),
+        document_of(rest='"a": "ä \U0001f600"'.encode()),
+        b" \r\n" + document_of(rest=b'"a": 1.50, "a": 1e2') + b"\t\n",
+        document_of(rest=rb'"a": "\u00e4\/"'),
     ],
 )
 def test_the_text_of_a_document_is_kept_as_received(make_client: MakeClient, text: bytes) -> None:
@@ -1227,8 +1240,8 @@ def test_the_text_of_a_document_is_kept_as_received(make_client: MakeClient, tex
 
 
 def test_a_byte_order_mark_is_left_out(make_client: MakeClient) -> None:
-    with Server(http(b'\xef\xbb\xbf{"a": 1}')) as server:
-        assert make_client(server.url).fetch_test_session(ID).text == '{"a": 1}'
+    with Server(http(b"\xef\xbb\xbf" + DOCUMENT)) as server:
+        assert make_client(server.url).fetch_test_session(ID).body == DOCUMENT
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000 + b"]" * 100_000, rb'["\ud800",' + b"[" * 99_999 + b"]" * 100_000])
@@ -1243,6 +1256,330 @@ def test_what_no_database_can_hold_is_replaced_in_values_only() -> None:
     assert documents.decode(document, dict[str, list[str]]) == {"a\ufffd": ["\ufffd", "\U0001f600"]}
 
 
+# --- whose document it is -----------------------------------------------------------------------------------
+
+FETCHES: dict[str, Callable[[Client, str], documents.Document]] = {
+    "testSessionId": Client.fetch_test_session,
+    "id": Client.fetch_error_group,
+}
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+# What a proxy or a cache may answer instead of the document, and what is said of it.
+OF_ANOTHER = f"$.testSessionId: is the document of {ANOTHER}, not of {ID} that was asked for"
+NOT_IT: dict[str, tuple[bytes, str]] = {
+    "another id": (document_of(ANOTHER), OF_ANOTHER),
+    "another id in capitals": (document_of(ANOTHER.upper()), OF_ANOTHER),
+    "the id, then another": (document_of(rest=document_of(ANOTHER)[1:-1]), OF_ANOTHER),
+    "the id elsewhere": (b'{"id": "%b", "a": %b}' % (ID.encode(), DOCUMENT), "$.testSessionId: is missing"),
+    "no fields": (b"{}", "$.testSessionId: is missing"),
+    "an id of null": (b'{"testSessionId": null}', "$.testSessionId: Expected `str`, got `null`"),
+    "an id of a number": (b'{"testSessionId": 7}', "$.testSessionId: Expected `str`, got `int`"),
+    "an id that is nested": (b'{"testSessionId": [%b]}' % DOCUMENT, "$.testSessionId: Expected `str`, got `array`"),
+    "no UUID": (document_of("../etc"), "$.testSessionId: is not a UUID"),
+    "more than a UUID": (document_of(f"{ID}\\n"), "$.testSessionId: is not a UUID"),
+    "an array": (b"[%b]" % DOCUMENT, "$: Expected `object`, got `array`"),
+    "a text": (b'"%b"' % ID.encode(), "$: Expected `object`, got `str`"),
+    "null": (b"null", "$: Expected `object`, got `null`"),
+    "nested deeply": (document_of(rest=b'"a": ' + DEEP), "$: nested too deeply to be read"),
+    "nested deeply where the id is": (b'{"testSessionId": %b}' % DEEP, "$: nested too deeply to be read"),
+    "over max_body": (padded(300_001), "$: the body is over 300000 bytes (checkly.max_body)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_IT)
+def test_a_document_that_is_not_the_one_asked_for_is_asked_for_again(
+    make_client: MakeClient, pace: Pace, name: str
+) -> None:
+    wrong, said = http(NOT_IT[name][0]), NOT_IT[name][1]
+    with Server(in_turn(wrong, wrong, wrong, http(), *[wrong] * 4)) as server:
+        client = make_client(server.url, max_body=300_000)
+        assert client.fetch_test_session(ID).body == DOCUMENT
+        assert (client.calls.requests, client.calls.retries, pace.acquired, pace.answers) == (4, 3, 4, 4)
+        with pytest.raises(PayloadError) as caught:
+            client.fetch_test_session(ID)
+        assert str(caught.value) == said
+        assert caught.value.json_path == said.partition(":")[0]
+        assert (client.calls.requests, client.calls.retries, pace.acquired, pace.answers) == (8, 6, 8, 8)
+
+
+@pytest.mark.parametrize("field", FETCHES)
+def test_another_id_every_time_is_a_payload_error_that_names_both(make_client: MakeClient, field: str) -> None:
+    right, wrong = (http(json.dumps({field: id_}).encode()) for id_ in (ID, ANOTHER))
+    with Server(in_turn(wrong, right, *[wrong] * 4)) as server:
+        client = make_client(server.url)
+        assert json.loads(FETCHES[field](client, ID).text) == {field: ID}
+        with pytest.raises(PayloadError, match=f"of {ANOTHER}, not of {ID}") as caught:
+            FETCHES[field](client, ID)
+        assert caught.value.json_path == f"$.{field}"
+        assert len(server.heads) == 6
+
+
+def test_the_simulator_s_wrong_id_is_asked_for_again(
+    client: Client, simulator: Simulator, small_world: World, session_id: str
+) -> None:
+    simulator.add_fault(kind="wrong_id", times=3)
+    assert json.loads(client.fetch_test_session(session_id).text) == small_world.detail(session_id)
+    assert len(simulator.requests) == 4
+    simulator.add_fault(kind="wrong_id")
+    with pytest.raises(PayloadError, match=f"not of {session_id} that was asked for"):
+        client.fetch_test_session(session_id)
+    assert len(simulator.requests) == 8
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        document_of("abcdefab-1111-4111-8111-111111111111".upper()),
+        document_of(r"\u0061bcdefab-1111-4111-8111-111111111111"),
+        rb'{"testSession\u0049d": "abcdefab-1111-4111-8111-111111111111", "a": "\ud800 \u0000"}',
+        b'{"a": [], "testSessionId" :\t"abcdefab-1111-4111-8111-111111111111"\n}',
+    ],
+)
+def test_the_id_may_be_spelled_in_any_way(make_client: MakeClient, body: bytes) -> None:
+    with Server(http(body)) as server:
+        assert make_client(server.url).fetch_test_session("abcdefab-1111-4111-8111-111111111111").body == body
+        assert len(server.heads) == 1
+
+
+ASK: dict[str, tuple[Callable[[Client], Any], bytes]] = {
+    "a document": (lambda client: client.fetch_test_session(ID), http()),
+    "an error group": (lambda client: client.fetch_error_group(ID), http(json.dumps({"id": ID}).encode())),
+    "test sessions": (lambda client: list(client.list_test_sessions(since=SINCE)), http(page_of([]))),
+    "error groups": (lambda client: list(client.list_error_groups()), http(b"[]")),
+}
+
+
+@pytest.mark.parametrize("what", ASK)
+@pytest.mark.parametrize("at", range(4))
+def test_where_the_way_failed_even_once_no_document_is_blamed(make_client: MakeClient, what: str, at: int) -> None:
+    """`{"error": ...}` is neither a document nor a list. The kind is that of the last failure."""
+    ask, good = ASK[what]
+    wrong, cut, fault = http(b'{"error": "try later"}'), http(b'{"entr'), http(b"", 503)
+    for other, kind in ((cut, "unreadable"), (fault, "unavailable")):
+        answers = [wrong] * 4
+        answers[at] = other
+        with Server(in_turn(*answers, *answers[:3], good)) as server:
+            client = make_client(server.url)
+            with pytest.raises(ApiUnavailable, match=r"\(4 tries\)$") as caught:
+                ask(client)
+            assert caught.value.kind == (kind if at == 3 else "unreadable")
+            ask(client)
+            assert (client.calls.requests, client.calls.retries) == (8, 6)
+
+
+def test_a_list_that_is_none_once_is_asked_for_again_where_the_walk_is(make_client: MakeClient) -> None:
+    wrong = http(b'{"error": "try later"}')
+    first, second = (http(page_of([{"n": n}], **more)) for n, more in enumerate(({"nextId": "a"}, {})))
+    with Server(in_turn(wrong, first, wrong, wrong, second)) as server:
+        pages = make_client(server.url).list_test_sessions(since=SINCE)
+        assert [(page.number, page.entries[0].text) for page in pages] == [(1, '{"n": 0}'), (2, '{"n": 1}')]
+        assert [b"nextId=a" in head for head in server.heads] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, AccessDenied), (404, TestSessionNotFound), (410, TestSessionNotFound), (422, Rejected)],
+)
+def test_an_answer_that_says_more_ends_the_search_for_the_right_document(
+    make_client: MakeClient, status: int, error: type[EtlError]
+) -> None:
+    with Server(in_turn(http(document_of(ANOTHER)), http(b"", status))) as server:
+        with pytest.raises(error):
+            make_client(server.url).fetch_test_session(ID)
+        assert len(server.heads) == 2
+
+
+def test_a_429_is_no_try_of_a_document(make_client: MakeClient, pace: Pace) -> None:
+    wrong, throttled = http(document_of(ANOTHER)), http(b"", 429, retry_after="7")
+    with Server(in_turn(wrong, throttled, wrong, throttled, wrong, wrong)) as server:
+        with pytest.raises(PayloadError, match=ANOTHER):
+            make_client(server.url).fetch_test_session(ID)
+        assert (len(server.heads), pace.pauses) == (6, [7.0, 7.0])
+
+
+def test_stop_ends_the_wait_for_the_right_document(
+    make_client: MakeClient, stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 2.0)
+    stop.set()
+    with Server(in_turn(http(document_of(ANOTHER)))) as server, pytest.raises(Interrupted, match=ID):
+        make_client(server.url).fetch_test_session(ID)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"status": "ok"}'])
+def test_a_200_that_is_no_list_is_no_answer_of_the_api(make_client: MakeClient, body: bytes) -> None:
+    """A proxy that answers everything so is an outage: nothing that failed before may be blamed for it."""
+    with Server(http(body)) as server:
+        assert make_client(server.url).is_answering() is False
+
+
+@pytest.mark.parametrize("status", [402, 403])
+def test_when_the_probe_s_answer_is_no_list_the_document_is_not_blamed(make_client: MakeClient, status: int) -> None:
+    def answer(_sock: socket.socket, head: bytes) -> bytes:
+        return http(b"", status) if ID.encode() in head else http(b'{"status": "ok"}')
+
+    with Server(answer) as server, pytest.raises(ApiUnavailable):
+        make_client(server.url).fetch_test_session(ID)
+
+
+# --- large bodies -------------------------------------------------------------------------------------------
+
+LARGE = 4 * MB
+
+
+def in_ways(body: bytes) -> dict[str, bytes]:
+    packed = gzip.compress(body, 1)
+    return {
+        "length": http(body),
+        "chunked": chunked(body[:70_000], body[70_000:]),
+        "gzip": http(packed, content_encoding="gzip"),
+        "gzip chunked": chunked(packed[:9], packed[9:], content_encoding="gzip"),
+    }
+
+
+WAYS = tuple(in_ways(b""))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_large_body_is_refused_at_once_and_read_alone(make_client: MakeClient, pace: Pace, way: str) -> None:
+    body = padded(LARGE + 1)
+    with Server(in_ways(body)[way]) as server:
+        client = make_client(server.url)
+        with pytest.raises(LargeDocument, match=f"^test session {ID}: the body is over 4000000 bytes$") as caught:
+            client.fetch_test_session(ID)
+        assert caught.value.kind == "large"
+        assert (client.calls.requests, client.calls.retries, pace.answers) == (1, 0, 1)
+        assert client.fetch_test_session(ID, alone=True).body == body
+        assert (client.calls.requests, client.calls.retries, pace.answers) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_body_of_exactly_4_mb_is_not_large(make_client: MakeClient, way: str) -> None:
+    body = padded(LARGE)
+    with Server(in_ways(body)[way]) as server:
+        assert make_client(server.url).fetch_test_session(ID).body == body
+        assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_is_not_used_again_with_half_a_body_in_it(make_client: MakeClient, way: str) -> None:
+    noise = random.Random(1).randbytes(3 * MB).hex().encode()  # does not come in one piece, even packed
+    large, small = in_ways(document_of(rest=b'"a": "%b"' % noise))[way], in_ways(DOCUMENT)[way]
+    with Server(in_turn(large, small, small)) as server:
+        client = make_client(server.url)
+        with pytest.raises(LargeDocument):
+            client.fetch_test_session(ID)
+        for _ in range(2):
+            assert client.fetch_test_session(ID).body == DOCUMENT
+        assert (client.calls.requests, server.connections) == (3, 2)
+
+
+@pytest.mark.parametrize("max_body", [MB, LARGE])
+def test_a_max_body_that_is_no_larger_is_the_limit(make_client: MakeClient, max_body: int) -> None:
+    """Alone it could not be read either."""
+    with Server(http(padded(max_body + 1))) as server:
+        client = make_client(server.url, max_body=max_body)
+        for alone in (False, True):
+            with pytest.raises(PayloadError, match=rf"over {max_body} bytes \(checkly.max_body\)"):
+                client.fetch_test_session(ID, alone=alone)
+        assert len(server.heads) == 8
+
+
+def test_alone_max_body_is_the_limit(make_client: MakeClient) -> None:
+    with Server(in_turn(http(padded(5 * MB)), *[http(padded(5 * MB + 1))] * 4)) as server:
+        client = make_client(server.url, max_body=5 * MB)
+        assert len(client.fetch_test_session(ID, alone=True).body) == 5 * MB
+        with pytest.raises(PayloadError, match=r"over 5000000 bytes \(checkly.max_body\)"):
+            client.fetch_test_session(ID, alone=True)
+
+
+def test_what_is_no_test_session_may_be_large(make_client: MakeClient) -> None:
+    group = json.dumps({"id": ID, "a": "x" * LARGE}).encode()
+    page = page_of(["x" * LARGE])
+    with Server(in_turn(http(group), http(page), http(b"[%b]" % group))) as server:
+        client = make_client(server.url)
+        assert client.fetch_error_group(ID).body == group
+        assert len(next(client.list_test_sessions(since=SINCE)).entries[0].body) == LARGE + 2
+        assert [found.body for found in next(client.list_error_groups())] == [group]
+
+
+def test_a_large_body_after_a_wrong_one_is_refused_at_once(make_client: MakeClient) -> None:
+    with Server(in_turn(http(document_of(ANOTHER)), http(padded(LARGE + 1)))) as server:
+        with pytest.raises(LargeDocument):
+            make_client(server.url).fetch_test_session(ID)
+        assert len(server.heads) == 2
+
+
+def test_a_body_that_is_large_by_its_own_word_is_not_waited_for(make_client: MakeClient) -> None:
+    def answer(sock: socket.socket, head: bytes) -> None:
+        sock.sendall(http(b"", content_length=str(LARGE + 1)))
+        silence(sock, head)
+
+    with Server(answer) as server:
+        client = make_client(server.url, timeout=2.0)
+        began = time.monotonic()
+        with pytest.raises(LargeDocument):
+            client.fetch_test_session(ID)
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("name", ["gzip", "gzip, chunked", "raw deflate", "gzip in gzip"])
+def test_a_body_that_unpacks_to_more_than_4_mb_is_noticed_while_it_is_read(
+    make_client: MakeClient, bombs: dict[str, bytes], name: str
+) -> None:
+    with Server(bombs[name]) as server:
+        client = make_client(server.url, max_body=64 * MB)
+
+        def fetch() -> None:
+            with pytest.raises(LargeDocument):
+                client.fetch_test_session(ID)
+
+        assert peak_of(fetch) < 12 * MB
+        assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        (LargeDocument, chunked(padded(LARGE + 1))),
+        (PayloadError, http(document_of(rest=b'"a": %b, "testSessionId": "no UUID"' % padded(2 * MB)))),
+        (ApiUnavailable, http(padded(2 * MB)[:-1])),
+        (ApiUnavailable, and_close(http(padded(2 * MB), content_length=str(3 * MB)))),
+    ],
+    ids=["large", "another document", "no JSON", "cut"],
+)
+def test_an_error_keeps_no_body(make_client: MakeClient, kind: type[EtlError], answer: Answer | bytes) -> None:
+    """The queue's workers put errors aside until a batch is recorded."""
+    kept: list[BaseException] = []
+    with Server(answer) as server:
+        client = make_client(server.url)
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                with pytest.raises(kind) as caught:
+                    client.fetch_test_session(ID)
+                kept.append(caught.value)
+            assert tracemalloc.get_traced_memory()[0] < 2 * MB
+        finally:
+            tracemalloc.stop()
+
+
+def test_four_tries_take_no_more_memory_than_one(make_client: MakeClient) -> None:
+    right = http(padded(10 * MB))
+    wrong = http(document_of(rest=b'"a": %b, "testSessionId": "no UUID"' % padded(10 * MB - 100)))
+
+    def peak(*answers: bytes) -> int:
+        with Server(in_turn(*answers)) as server:
+            client = make_client(server.url, max_body=20 * MB)
+
+            def fetch() -> None:
+                client.fetch_test_session(ID, alone=True)
+
+            return peak_of(fetch)
+
+    assert peak(wrong, wrong, wrong, right) < peak(right) + 2 * MB
+
+
 # --- answers that are hardly HTTP ---------------------------------------------------------------------------
 
 HARDLY_HTTP = {
@@ -1250,12 +1587,12 @@ HARDLY_HTTP = {
     "another protocol": and_close(b"SSH-2.0-OpenSSH_9.6\r\n"),
     "half a head": and_close(b"HTTP/1.1 200 OK\r\nContent-Le"),
     "10,000 header lines": and_close(
-        b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 10_000 + b"Content-Length: 2\r\n\r\n{}"
+        b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 10_000 + b"Content-Length: %d\r\n\r\n" % len(DOCUMENT) + DOCUMENT
     ),
     "a huge header": and_close(http(x="a" * 1_000_000)),
-    "two lengths": and_close(http(content_length="2, 3")),
+    "two lengths": and_close(http(content_length=f"{len(DOCUMENT)}, {len(DOCUMENT) + 1}")),
     "a chunk of -2 bytes": and_close(chunked(end=b"-2\r\n")),
-    "a chunk of -1 bytes": and_close(chunked(end=b"-1\r\n{}")),
+    "a chunk of -1 bytes": and_close(chunked(end=b"-1\r\n" + DOCUMENT)),
     "an echo": lambda _sock, head: head,
     "the key as a status line": lambda _sock, head: f"Authorization: Bearer {KEY}\r\n\r\n".encode(),
     "the key as a chunk's length": lambda _sock, head: chunked(end=f"{KEY}\r\n".encode()),
@@ -1274,12 +1611,12 @@ def test_what_is_no_http_is_an_error_of_ours_that_repeats_nothing(make_client: M
         assert "SSH" not in str(caught.value)
 
 
-@pytest.mark.parametrize("length", ["9" * 5000, "x", "-2", "2, 2"])
+@pytest.mark.parametrize("length", ["9" * 5000, "x", "-2", f"{len(DOCUMENT)}, {len(DOCUMENT)}"])
 def test_a_length_that_cannot_be_read_is_no_bug_of_ours(make_client: MakeClient, length: str) -> None:
     with Server(and_close(http(content_length=length))) as server:
         client = make_client(server.url)
         with suppress(EtlError):
-            assert client.fetch_test_session(ID).text == "{}"
+            assert client.fetch_test_session(ID).body == DOCUMENT
 
 
 # --- redirects, .netrc, cookies, connections ----------------------------------------------------------------
@@ -1321,7 +1658,11 @@ def test_cookies_are_not_sent_back(make_client: MakeClient) -> None:
         assert "cookie" not in headers_of(server.heads[1])
 
 
-@pytest.mark.parametrize("answer", [http(), chunked(b"{}"), http(gzip.compress(b"{}"), content_encoding="gzip")])
+@pytest.mark.parametrize(
+    "answer",
+    [http(), chunked(DOCUMENT), http(gzip.compress(DOCUMENT), content_encoding="gzip")],
+    ids=["length", "chunked", "gzip"],
+)
 def test_one_connection_serves_many_calls(make_client: MakeClient, answer: bytes) -> None:
     with Server(answer) as server:
         client = make_client(server.url)

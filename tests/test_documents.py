@@ -269,12 +269,6 @@ def test_numbers_that_no_column_holds_end_as_payload_error() -> None:
                 documents.decode(documents.known(f'{{"inner": [{{"number": {number}}}]{more}}}'.encode()), Outer)
 
 
-def test_converting_a_value_fails_like_decoding_it() -> None:
-    with pytest.raises(PayloadError) as caught:
-        documents.convert({"name": "x", "inner": [{"number": []}]}, Outer)
-    assert str(caught.value) == "$.inner[0].number: Expected `float | null`, got `array`"
-
-
 def test_a_document_cannot_be_changed() -> None:
     document = Document(b"{}", "0" * 64)
     with pytest.raises(AttributeError):

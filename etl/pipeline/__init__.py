@@ -102,7 +102,7 @@ def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: b
     minutes: float | None = 0.0
     _register(etl)  # the budget of these calls needs the account's row
     for account in etl.settings.require_accounts():
-        with client_of(etl, account) as (client, _):
+        with client_of(etl, account) as (client, _, _):
             calls = 0
             for page in client.list_test_sessions(since=since, until=until):
                 entries = listed_entries(page)
@@ -155,9 +155,17 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
     """The retention guard: a warning while there is still time to do something."""
     limit = etl.settings.observe.loss_warning.total_seconds() / 3600
-    for row in etl.database.run(warehouse.freshness):
+    for row in etl.database.read(warehouse.freshness):
         hours = row["hours_until_loss"]
-        if hours is not None and hours < limit:
+        if hours is None:
+            continue
+        if hours >= limit:
+            logger.info(
+                "account %s: Checkly deletes the oldest test session that is not exported yet in %.1f hours",
+                row["account_id"],
+                hours,
+            )
+        else:
             when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
             outcome.warnings.append(
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
@@ -182,8 +190,8 @@ def _run_account(
     outcome: Outcome,
     one_account: Callable[[AccountRun], None],
 ) -> None:
-    with client_of(etl, account) as (client, pacer):
-        run = AccountRun(etl, account, is_default, etl_run_id, client, pacer, outcome)
+    with client_of(etl, account) as (client, pacer, stop):
+        run = AccountRun(etl, account, is_default, etl_run_id, client, pacer, stop, outcome)
         failures_before = len(outcome.failures)
         try:
             one_account(run)

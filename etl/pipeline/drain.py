@@ -1,8 +1,11 @@
-"""Draining: claimed ids are fetched and normalized in threads, and saved here, in one transaction with their ack.
+"""Draining: claimed ids are fetched in threads, normalized and saved here, in one transaction with their ack.
 
 Hides what becomes of each claim: saved, polled, settled, retried, buried or given back. Whose fault a failure
 is, is not known while the API does not answer: failures since its last answer are *suspects*, counted as the
 sessions' own only when it answers again, and given back unblamed when it turns out to be an outage.
+
+Memory stays bounded whatever Checkly sends: documents become rows in batches of a few megabytes, and those over
+`LARGE_BODY` are fetched once more, one at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +24,18 @@ from typing import Any
 from sqlalchemy import Connection
 
 from etl import documents, normalize, session_queue, warehouse
+from etl.checkly import LARGE_BODY
 from etl.database import now
 from etl.documents import Document
-from etl.errors import ApiDown, ApiUnavailable, EtlError, Interrupted, TestSessionNotFound, UnusableSession
+from etl.errors import (
+    ApiDown,
+    ApiUnavailable,
+    EtlError,
+    Interrupted,
+    LargeDocument,
+    TestSessionNotFound,
+    UnusableSession,
+)
 from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
 from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import save_test_sessions
@@ -45,6 +57,28 @@ def drain(run: AccountRun) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Work:
+    """A claim, with the columns and the list entry that we hold."""
+
+    claim: Claim
+    held: Mapping[str, Any] | None
+    summary: Document | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What a worker thread came back with: a document or an error."""
+
+    work: _Work
+    document: Document | None = None
+    error: Exception | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.document.body) if self.document else 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Fetched:
     claim: Claim
     rows: TestSessionRows
@@ -56,10 +90,6 @@ class _Failed:
     claim: Claim
     error: Exception
     detail: Document | None = None  # the document, if it came
-
-
-_Brought = _Fetched | _Failed
-_Work = tuple[Claim, Mapping[str, Any] | None, Document | None]  # with the columns and the list entry that we hold
 
 
 @dataclass(slots=True)
@@ -96,58 +126,77 @@ class _Drain:
     def __init__(self, run: AccountRun) -> None:
         self._run = run
         self._database, self._export, self._outcome = run.database, run.export, run.outcome
+        self._waiting: deque[_Work] = deque()
+        self._large: deque[_Work] = deque()  # to be fetched alone
+        self._flying: dict[Future[_Brought], Claim] = {}
         self._suspects: list[_Failed] = []  # failed since the last answer: whose fault it is, is not known yet
         self._held_ids: set[str] = set()
 
     def work(self) -> None:
         """Claim, fetch and record until nothing is due."""
         count_due = partial(session_queue.count_due, account_id=self._run.account.id, is_default=self._run.is_default)
-        self._run.etl.progress.begin("exporting", self._database.run(count_due))
+        self._run.etl.progress.begin("exporting", self._database.read(count_due))
         lease = self._export.lease.total_seconds()
-        waiting: deque[_Work] = deque()
-        flying: dict[Future[_Brought], Claim] = {}
         claimed_at = renewed_at = time.monotonic()
         progressed = False
+        alone: Future[_Brought] | None = None
         pool = ThreadPoolExecutor(self._export.concurrency, thread_name_prefix="fetch")
         try:
             while not self._run.etl.stop.is_set():
-                if waiting and time.monotonic() - max(claimed_at, renewed_at) > lease:
+                if time.monotonic() - max(claimed_at, renewed_at) > lease:
                     # Nothing moved for a whole lease (a long pause, say): what has not begun is anybody's now.
-                    self._record(_Batch(released=[work[0] for work in waiting]))
-                    waiting.clear()
-                if not waiting and len(flying) <= self._export.concurrency:
-                    waiting.extend(self._claim())
+                    self._record(_Batch(released=self._not_begun()))
+                if not self._waiting and len(self._flying) <= self._export.concurrency:
+                    self._waiting.extend(self._claim())
                     claimed_at = time.monotonic()
-                if not waiting and not flying:
+                while self._waiting and len(self._flying) < 2 * self._export.concurrency:
+                    self._submit(pool, self._waiting.popleft())
+                if self._large and alone is None:
+                    alone = self._submit(pool, self._large.popleft(), alone=True)
+                if not self._flying:
                     break
-                while waiting and len(flying) < 2 * self._export.concurrency:
-                    work = waiting.popleft()
-                    flying[pool.submit(self._fetch, *work)] = work[0]
-                done, _ = wait(flying, timeout=1, return_when=FIRST_COMPLETED)
+                done, _ = wait(self._flying, timeout=1, return_when=FIRST_COMPLETED)
                 if done:
-                    brought = [future.result() for future in done]
                     for future in done:
-                        del flying[future]
+                        del self._flying[future]
+                    brought = deque(future.result() for future in done)
+                    alone = None if alone in done else alone
+                    done.clear()  # a future holds its document
                     self._record_all(brought)
                     progressed = True
                 if progressed and time.monotonic() - renewed_at > lease / 3:
-                    waiting = self._renew(waiting, flying.values())
+                    self._renew()
                     renewed_at, progressed = time.monotonic(), False
             if self._run.etl.stop.is_set():
                 raise Interrupted("stopped")
             self._judge_suspects()
         except BaseException:
-            self._give_back(waiting, flying)
+            self._give_back()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _renew(self, waiting: Iterable[_Work], flying: Iterable[Claim]) -> deque[_Work]:
-        """Renew every claim in hand; returns the waiting ones that are still ours."""
-        waiting = list(waiting)
-        mine = [work[0] for work in waiting] + list(flying) + [suspect.claim for suspect in self._suspects]
+    def _submit(self, pool: ThreadPoolExecutor, work: _Work, *, alone: bool = False) -> Future[_Brought]:
+        future = pool.submit(self._fetch, work, alone)
+        self._flying[future] = work.claim
+        return future
+
+    def _not_begun(self) -> list[Claim]:
+        """The claims that no worker has in hand; they are not ours to begin any more."""
+        claims = [work.claim for work in (*self._waiting, *self._large)]
+        self._waiting.clear()
+        self._large.clear()
+        return claims
+
+    def _renew(self) -> None:
+        """Renew every claim in hand; those that are no longer ours are not begun."""
+        mine = [work.claim for work in (*self._waiting, *self._large)]
+        mine += [*self._flying.values(), *(suspect.claim for suspect in self._suspects)]
         ours = self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
-        return deque(work for work in waiting if work[0].test_session_id in ours)
+        for works in (self._waiting, self._large):
+            kept = [work for work in works if work.claim.test_session_id in ours]
+            works.clear()
+            works.extend(kept)
 
     def _claim(self) -> list[_Work]:
         """Claims with what we hold of each: its columns, and its list entry if the claim brings none."""
@@ -169,60 +218,79 @@ class _Drain:
                 if id_ in held and held[id_]["summary_sha256"] == summary.sha256
             }
             return [
-                (claim, held.get(claim.test_session_id), claim.summary or stored.get(claim.test_session_id))
+                _Work(claim, held.get(claim.test_session_id), claim.summary or stored.get(claim.test_session_id))
                 for claim in claims
             ]
 
         claimed = self._database.run(work)
-        self._held_ids.update(claim.test_session_id for claim, held, _ in claimed if held is not None)
+        self._held_ids.update(work.claim.test_session_id for work in claimed if work.held is not None)
         return claimed
 
-    def _fetch(self, claim: Claim, held: Mapping[str, Any] | None, summary: Document | None) -> _Brought:
-        """In a worker thread: HTTP and pure mapping, no transaction."""
-        detail: Document | None = None
+    def _fetch(self, work: _Work, alone: bool) -> _Brought:
+        """In a worker thread: HTTP only."""
         try:
-            detail = self._run.client.fetch_test_session(claim.test_session_id)
-            rows = normalize.normalize_test_session(
-                detail,
-                test_session_id=claim.test_session_id,
-                account_id=self._run.account.id,
-                summary=summary,
-                held=held,
-            )
+            document = self._run.client.fetch_test_session(work.claim.test_session_id, alone=alone)
         except Exception as error:  # noqa: BLE001 - carried to the main thread, where bugs are raised
-            return _Failed(claim, error, detail)
-        return _Fetched(claim, rows, detail)
+            return _Brought(work, error=error)
+        return _Brought(work, document)
 
-    def _record_all(self, brought: Iterable[_Brought]) -> None:
-        """Sort what the workers brought, record it, then raise what ends the drain."""
-        batch, fatal = _Batch(), None
-        for item in brought:
-            if isinstance(item, _Fetched):
-                self._answered(batch)
-                batch.fetched.append(item)
-                continue
-            error = item.error
-            match error:
-                case ApiUnavailable():
-                    self._suspects.append(item)
-                    self._run.failures_in_a_row += 1
-                case TestSessionNotFound() if item.claim.test_session_id in self._held_ids:
-                    self._answered(batch)
-                    batch.gone.append(item.claim)
-                case UnusableSession():
-                    self._answered(batch)
-                    batch.unusable.append(item)
-                case EtlError():
-                    batch.released.append(item.claim)
-                    fatal = fatal or error
-                case _:
-                    self._note_bug(item)
-                    batch.blamed.append(item)
-        self._record(batch)
+    def _record_all(self, brought: deque[_Brought]) -> None:
+        """Sort what the workers brought, record it in batches, then raise what ends the drain."""
+        fatal: EtlError | None = None
+        while brought:
+            batch = _Batch()
+            for item in _next_batch(brought):
+                fatal = self._sort(item, batch) or fatal
+            self._record(batch)
         if self._run.failures_in_a_row >= FAILURES_IN_A_ROW and fatal is None:
             raise self._outage()
         if fatal is not None:
             raise fatal
+
+    def _sort(self, item: _Brought, batch: _Batch) -> EtlError | None:
+        """Put into the batch what is to be recorded; returns what ends the drain."""
+        claim = item.work.claim
+        result = self._normalized(item)
+        if isinstance(result, _Fetched):
+            self._answered(batch)
+            batch.fetched.append(result)
+            return None
+        match result.error:
+            case ApiUnavailable():
+                self._suspects.append(result)
+                self._run.failures_in_a_row += 1
+            case LargeDocument():
+                self._answered(batch)
+                self._large.append(item.work)
+            case TestSessionNotFound() if claim.test_session_id in self._held_ids:
+                self._answered(batch)
+                batch.gone.append(claim)
+            case UnusableSession():
+                self._answered(batch)
+                batch.unusable.append(result)
+            case EtlError():
+                batch.released.append(claim)
+                return result.error
+            case _:
+                self._note_bug(result)
+                batch.blamed.append(result)
+        return None
+
+    def _normalized(self, item: _Brought) -> _Fetched | _Failed:
+        work = item.work
+        if item.document is None:
+            return _Failed(work.claim, item.error or AssertionError("neither document nor error"))
+        try:
+            rows = normalize.normalize_test_session(
+                item.document,
+                test_session_id=work.claim.test_session_id,
+                account_id=self._run.account.id,
+                summary=work.summary,
+                held=work.held,
+            )
+        except Exception as error:  # noqa: BLE001 - bugs are raised at the end of the drain
+            return _Failed(work.claim, error, item.document)
+        return _Fetched(work.claim, rows, item.document)
 
     def _answered(self, batch: _Batch) -> None:
         """The API works, so what failed since its last answer was the session's own fault."""
@@ -255,28 +323,33 @@ class _Drain:
         )
         self._outcome.bug = self._outcome.bug or item.error
 
-    def _give_back(
-        self,
-        waiting: Iterable[_Work],
-        flying: dict[Future[_Brought], Claim],
-    ) -> None:
+    def _give_back(self) -> None:
         """Finish what is in flight within `schedule.grace`, then give every other claim back unblamed."""
+        self._run.stop.set()  # no short retries any more
         grace = self._run.etl.settings.schedule.grace.total_seconds()
-        for future in flying:
+        for future in self._flying:
             future.cancel()
-        done, late = wait(flying, timeout=grace)
-        batch = _Batch(released=[claim for claim, _, _ in waiting])
-        batch.released += [flying[future] for future in late]
-        batch.released += [suspect.claim for suspect in self._suspects]
+        done, late = wait(self._flying, timeout=grace)
+        released = self._not_begun() + [self._flying[future] for future in late]
+        released += [suspect.claim for suspect in self._suspects]
         self._suspects = []
+        brought: deque[_Brought] = deque()
         for future in done:
             item = None if future.cancelled() else future.result()
-            if isinstance(item, _Fetched):
-                batch.fetched.append(item)
+            if item is None or item.document is None:
+                released.append(self._flying[future])
             else:
-                batch.released.append(flying[future])
+                brought.append(item)
         try:
-            self._record(batch)
+            self._record(_Batch(released=released))
+            while brought:
+                results = [self._normalized(item) for item in _next_batch(brought)]
+                self._record(
+                    _Batch(
+                        fetched=[result for result in results if isinstance(result, _Fetched)],
+                        released=[result.claim for result in results if isinstance(result, _Failed)],
+                    )
+                )
         except EtlError as error:
             logger.warning("claims could not be given back, their leases end by themselves: %s", error)
 
@@ -439,6 +512,14 @@ class _Drain:
         for id_, failure in recorded.retried.items():
             logger.info("test session %s will be tried again: %s", id_, failure.reason)
         self._run.etl.progress.advance(len(batch) - len(batch.released))
+
+
+def _next_batch(brought: deque[_Brought]) -> Iterator[_Brought]:
+    """Take off what may be in memory as rows together: at least one."""
+    size = 0
+    while brought and (size == 0 or size + brought[0].size <= LARGE_BODY):
+        size += max(1, brought[0].size)
+        yield brought.popleft()
 
 
 def _failure(item: _Failed) -> Failure:

@@ -26,16 +26,23 @@ def refresh_error_groups(run: AccountRun) -> None:
     """
     if not run.export.error_groups or run.etl.stop.is_set():
         return
-    with run.database.reading() as connection:
-        wanted = warehouse.error_groups_to_fetch(connection, run.account.id, run.touched_groups)
-        pages = math.ceil(warehouse.count_error_groups(connection, run.account.id) / PAGE_SIZE)
+    wanted, known = run.database.read(
+        lambda c: (
+            warehouse.error_groups_to_fetch(c, run.account.id, run.touched_groups),
+            warehouse.count_error_groups(c, run.account.id),
+        )
+    )
+    pages = math.ceil(known / PAGE_SIZE)
     if not wanted:
         return
     run.etl.progress.begin("error groups", len(wanted))
     remaining = set(wanted)
     try:
         if len(remaining) > pages:
-            _list(run, remaining, pages)
+            try:
+                _list(run, remaining, pages)
+            except UnusableSession as error:
+                logger.info("%s; each error group is asked for by itself", error)
         for error_group_id in sorted(remaining):
             if run.etl.stop.is_set():
                 return

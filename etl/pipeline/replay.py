@@ -22,13 +22,11 @@ NEWER_ROWS = (
 
 def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
     """Rewrite the rows of every stored payload, a hundred in a transaction; what it wrote, `outcome` counts."""
-    with etl.database.reading() as connection:
-        etl.progress.begin("replaying", warehouse.count_payloads(connection, TEST_SESSION))
+    etl.progress.begin("replaying", etl.database.read(lambda c: warehouse.count_payloads(c, TEST_SESSION)))
     for kind, rebuild in ((TEST_SESSION, _test_sessions), (ERROR_GROUP, _error_groups)):
         after: str | None = None
         while not etl.stop.is_set():
-            with etl.database.reading() as connection:
-                ids = warehouse.payload_ids(connection, kind, after=after, limit=BATCH)
+            ids = etl.database.read(partial(warehouse.payload_ids, kind=kind, after=after, limit=BATCH))
             if not ids:
                 break
             after = ids[-1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +105,26 @@ class Outcome:
         return EXIT_WARNING if self.counters["test_sessions_dead"] or self.warnings or self.bug else EXIT_OK
 
 
+class AccountStop(threading.Event):
+    """Set when the whole run is to stop, or when this account's part of it is over."""
+
+    def __init__(self, whole: threading.Event) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def is_set(self) -> bool:
+        return self._whole.is_set() or super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = 0.2 if end is None else min(0.2, end - time.monotonic())
+            if left <= 0:
+                return False
+            self._whole.wait(left)
+        return True
+
+
 @dataclass(slots=True)
 class AccountRun:
     """One account in one run."""
@@ -114,6 +135,7 @@ class AccountRun:
     etl_run_id: str
     client: Client
     pacer: Pacer
+    stop: AccountStop
     outcome: Outcome
     failures_in_a_row: int = 0  # of the API, with no answer between
     touched_groups: dict[str, datetime] = field(default_factory=dict)  # newest start of a session that refers to it
@@ -148,10 +170,11 @@ class AccountRun:
 
 
 @contextmanager
-def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer]]:
-    """A client of the account, paced by its budget in the warehouse."""
+def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer, AccountStop]]:
+    """A client of the account, paced by its budget in the warehouse; what still calls at the end is told to stop."""
     checkly = etl.settings.checkly
-    pacer = Pacer(etl.database, account.id, account.requests_per_minute, etl.stop)
+    stop = AccountStop(etl.stop)
+    pacer = Pacer(etl.database, account.id, account.requests_per_minute, stop)
     client = Client(
         api_url=checkly.api_url,
         account_id=account.id,
@@ -161,10 +184,11 @@ def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer]]:
         timeout=checkly.timeout.total_seconds(),
         max_body=checkly.max_body,
         pace=pacer,
-        stop=etl.stop,
+        stop=stop,
         connections=etl.settings.export.concurrency + 1,
     )
     try:
-        yield client, pacer
+        yield client, pacer, stop
     finally:
+        stop.set()
         client.close()

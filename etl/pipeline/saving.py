@@ -19,7 +19,7 @@ def save_test_sessions(
     for rows in changed:
         if rows.results is None:
             # The stored results stay, but executions copy columns of the session that may have changed.
-            results = warehouse.held_results(connection, rows.test_session_id)
+            results = [normalize.ResultRow(**row) for row in warehouse.held_results(connection, rows.test_session_id)]
             executions = normalize.normalize_executions(results, rows.test_session)
             warehouse.replace_executions(connection, rows.test_session_id, executions)
     if not rewrite:
