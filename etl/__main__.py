@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
-import sys
-import threading
-from pathlib import Path
+import signal
 
-from etl.errors import EXIT_WARNING
+# Until the command line has its own handlers, and after it: a signal ends the process, without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import io  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from etl.errors import EXIT_WARNING  # noqa: E402
 
 
 def main() -> None:
@@ -21,6 +26,8 @@ def main() -> None:
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     code = run(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

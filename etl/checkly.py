@@ -62,6 +62,7 @@ from etl.errors import (
 )
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 PAGE_SIZE = 100  # the API's maximum for every list
 LARGE_BODY = 4_000_000  # bytes: of larger ones, one is in memory at a time
@@ -193,7 +194,7 @@ class Client:
             raise
         except PlanLacksList as error:
             try:
-                self._list({"limit": "1"}, what)
+                self._probe(what)
             except PlanLacksList:
                 raise AccessDenied(f"{what}: the account's plan allows neither it nor the list (402)") from error
             raise Rejected(str(error)) from error
@@ -233,8 +234,8 @@ class Client:
         """Does the API answer at all? For telling an outage from bad documents. Raises what ends the account."""
         try:
             self.check_access()
-        except (ApiUnavailable, ApiDown):
-            return False
+        except (ApiUnavailable, ApiDown, PayloadError):
+            return False  # also a 200 that is no list: some proxy's page
         except UnusableSession:
             return True  # a refusal of this one call is an answer
         return True
@@ -253,12 +254,19 @@ class Client:
                 "check CHECKLY_API_URL"
             ) from error
 
+    def _probe(self, what: str) -> None:
+        """Ask the list on behalf of one document that was refused."""
+        try:
+            self._list({"limit": "1"}, what)
+        except PayloadError as error:
+            raise ApiUnavailable(f"{what}: the list of test sessions is none: {error}", kind="unreadable") from None
+
     def _tell_apart(self, what: str) -> None:
         """After a 403 on one document: is it the document or the account? Asked once."""
         with self._probing:
             if not self._account_is_allowed:
                 with suppress(PlanLacksList):  # the plan says nothing about who may come in
-                    self._list({"limit": "1"}, what)
+                    self._probe(what)
                 self._account_is_allowed = True
 
     # --- error groups ---
@@ -324,12 +332,15 @@ class Client:
                 continue
             except PayloadError as error:
                 self._pace.answered()
-                failed = error
-            except (UnusableSession, AccessDenied, LargeDocument):
+                failed = _bare(error)
+            except LargeDocument as error:
+                self._pace.answered()
+                raise _bare(error) from None
+            except (UnusableSession, AccessDenied):
                 self._pace.answered()
                 raise
             except _Failed as error:
-                failed, is_the_way = error, True
+                failed, is_the_way = _bare(error), True
             else:
                 self._pace.answered()
                 return answer
@@ -483,6 +494,12 @@ class _Throttled(Exception):
     def __init__(self, retry_after: float | None) -> None:
         super().__init__("429")
         self.retry_after = retry_after
+
+
+def _bare(error: E) -> E:
+    """Without its traceback and causes: their frames hold the body, and errors are kept for a while."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +38,7 @@ HARD_STOP = 3.0  # seconds after `schedule.grace` in which a signalled process i
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code. Errors of ours become a message on stderr, never a traceback."""
     redactor = Redactor()
+    redactor.learn(_secrets_of(os.environ))
     wants_json = "--json" in argv
     try:
         arguments = _parser().parse_args(argv)
@@ -112,9 +113,7 @@ def _backfill(arguments: Arguments) -> int:
     from etl.errors import Interrupted
 
     with _etl(arguments) as (etl, signalled):
-        with etl.database.reading() as connection:
-            moment = now(connection)
-        since, until = _range(arguments, moment)
+        since, until = _range(arguments, etl.database.read(now))
         if arguments.plan:
             try:
                 plan = pipeline.plan_backfill(etl, since=since, until=until, force=arguments.force)
@@ -165,17 +164,21 @@ def _status(arguments: Arguments) -> int:
     from etl import session_queue, warehouse
 
     settings = _settings(arguments)
-    with _database(settings) as database, database.reading() as connection:
-        status: dict[str, Any] = {
-            "warehouse": database.name,
-            "test_sessions": warehouse.count_test_sessions(connection),
-            "freshness": warehouse.freshness(connection),
-            "queue": session_queue.count_states(connection),
-            "dead": [_as_dict(letter) for letter in session_queue.dead_letters(connection)[:20]],
-            "stale": warehouse.stale_test_sessions(connection),
-            "runs": warehouse.last_runs(connection),
-            "drift": warehouse.drift(connection),
-        }
+    with _database(settings) as database:
+
+        def read(connection: Connection) -> dict[str, Any]:
+            return {
+                "warehouse": database.name,
+                "test_sessions": warehouse.count_test_sessions(connection),
+                "freshness": warehouse.freshness(connection),
+                "queue": session_queue.count_states(connection),
+                "dead": [_as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
+                "stale": warehouse.stale_test_sessions(connection),
+                "runs": warehouse.last_runs(connection),
+                "drift": warehouse.drift(connection),
+            }
+
+        status = database.read(read)
     return _done(arguments, status, list(_status_lines(status)), [], EXIT_OK)
 
 
@@ -282,8 +285,6 @@ def _demo(arguments: Arguments) -> int:
 
 
 def _settings(arguments: Arguments) -> Settings:
-    from urllib.parse import unquote
-
     from etl import config
 
     settings = config.load(arguments.config, os.environ)
@@ -293,12 +294,27 @@ def _settings(arguments: Arguments) -> Settings:
     }
     if settings.observe.token:
         secrets.add(settings.observe.token.reveal())
-    proxies = [value for name, value in os.environ.items() if name.lower().endswith("_proxy")]
-    for url in [settings.warehouse.url.reveal(), *proxies]:
-        password = url.split("://", 1)[-1].rpartition("@")[0].partition(":")[2]
-        secrets |= {password, unquote(password)}
+    secrets |= _passwords([settings.warehouse.url.reveal()])
     arguments.redactor.learn(secrets)
     return settings
+
+
+def _secrets_of(env: Mapping[str, str]) -> set[str]:
+    """What must not be told even before the settings say what is a secret: their own errors quote what they found."""
+    secrets = {
+        value
+        for name, value in env.items()
+        if name.startswith("CHECKLY_") and name.endswith(("_KEY", "__TOKEN")) and value
+    }
+    urls = [value for name, value in env.items() if name.lower().endswith(("_proxy", "_url"))]
+    return secrets | _passwords(urls)
+
+
+def _passwords(urls: Iterable[str]) -> set[str]:
+    from urllib.parse import unquote
+
+    found = {url.split("://", 1)[-1].rpartition("@")[0].partition(":")[2] for url in urls}
+    return found | {unquote(password) for password in found}
 
 
 @contextmanager
@@ -317,8 +333,7 @@ def _database(
     )
     try:
         if check:
-            with database.reading() as connection:
-                schema.check_current(connection)
+            database.read(schema.check_current)
         yield database
     finally:
         database.close()
@@ -514,7 +529,7 @@ _ADVICE = {
     "forbidden": "let the key's user see it at Checkly, then: dead retry ID",
     "rejected": "the API rejects the id itself: dead discard ID",
     "payload": "the document breaks the API's contract: report it with the reason, retry after an upgrade",
-    "unreadable": "every answer was cut short or no JSON: look at proxies on the way, then: dead retry ID",
+    "unreadable": "every answer was cut short, no JSON or of another: look at proxies on the way, then: dead retry ID",
     "unavailable": "this one document failed while others came: dead retry ID",
     "bug": "a bug in checkly-etl: report the traceback of the log, retry after an upgrade",
 }

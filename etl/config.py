@@ -607,7 +607,9 @@ class _Loader:
         except _Problem as problem:
             self.problems.append(f"{where}: {problem}")
         except ValueError as expected:
-            found = "" if setting.secret or setting.read is _variable_name else f", not {_found(raw)}"
+            # Nor is what stands where an account's id belongs: it may be the key.
+            is_shown = not setting.secret and setting.read not in (_variable_name, _uuid)
+            found = f", not {_found(raw)}" if is_shown else ""
             self.problems.append(f"{where} must be {expected}{found}")
         return None
 
@@ -660,9 +662,10 @@ class _Loader:
             try:
                 text = Path(path).read_bytes().decode("utf-8-sig")
             except OSError as error:
-                self.problems.append(f"{name}_FILE: cannot read {path} ({error.strerror})")
+                # Its name is not told: whoever mixes up name and content has put the secret there.
+                self.problems.append(f"{name}_FILE: the file that it names cannot be read ({error.strerror})")
             except ValueError:  # not UTF-8, or a NUL in the path
-                self.problems.append(f"{name}_FILE: {path!r} is not a text file in UTF-8")
+                self.problems.append(f"{name}_FILE: the file that it names is not a text file in UTF-8")
             text = re.sub(r"\r?\n\Z", "", text)
         return text or None
 

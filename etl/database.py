@@ -6,6 +6,7 @@ the drivers may raise: callers meet `WarehouseUnavailable`, or a bug. It knows n
 Facts that shape it:
 - Nothing here needs session state, so PgBouncer in transaction mode works: no server-side prepared
   statements, `SET LOCAL` only.
+- A COMMIT whose answer was lost may have taken place: the server is asked, and only if not is the work done again.
 - A server that restarts is waited for, once it has answered; one that says nothing at all is given up on: a hung
   connection would hang the process, and a daemon for ever. Locks of others are waited for, but not for ever either,
   and a client that stands still in a transaction loses it.
@@ -27,11 +28,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+import psycopg.conninfo
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -45,15 +54,18 @@ RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a rest
 STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
 LONGEST_RETRY_WAIT = 2.0
 SILENCE_SECONDS = 300  # of the server, in the middle of a statement: the connection is dead
-# A client that stands still holds nobody up for long. psycopg reads dates of ISO style only, and no times at the
+# A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO style only, and no times at the
 # ends of time in zones other than UTC.
 _LOCAL_SETTINGS = (
-    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '120s'; "
+    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '45s'; "
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'"
 )
 
 # serialization_failure, deadlock_detected, lock_not_available, admin/crash shutdown, cannot_connect_now
 _TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
+
+
+_TRANSACTION = "SELECT CAST(pg_current_xact_id_if_assigned() AS text)"  # null: nothing was written
 
 
 class Database:
@@ -88,26 +100,7 @@ class Database:
             engine = _sqlite_engine(self.path, create, connections)
         else:
             self.path = None
-            engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_size=connections,
-                hide_parameters=True,
-                pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
-                pool_use_lifo=True,  # a connection that is not needed stays idle, and small
-                connect_args={
-                    "prepare_threshold": None,
-                    "connect_timeout": CONNECT_SECONDS,
-                    "application_name": "checkly-etl",
-                    # A network that swallows packets is noticed after a minute, not after two hours.
-                    "keepalives_idle": 30,
-                    "keepalives_interval": 10,
-                    "keepalives_count": 3,
-                    "tcp_user_timeout": 60_000,
-                },
-            )
-            event.listen(
-                engine, "do_connect", lambda _d, _r, args, parameters: _Connection.connect(*args, **parameters)
-            )
+            engine = _postgresql_engine(parsed, connections)
         self.engine: Engine = engine.execution_options(clock_offset=clock_offset)
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         event.listen(engine, "begin", self._on_begin)
@@ -120,13 +113,34 @@ class Database:
             if options.get("sqlite_migration"):
                 connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
                 connection.exec_driver_sql("PRAGMA legacy_alter_table=ON")
-            connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
+            self._begin_sqlite(connection, options.get("sqlite_begin", "BEGIN"))
             return
         settings = _LOCAL_SETTINGS
         if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
             settings += f"; SET LOCAL search_path TO {quoted}"
         connection.exec_driver_sql(settings)
+
+    def _begin_sqlite(self, connection: Connection, begin: str) -> None:
+        """Wait for the lock in Python: SQLite's own waiting would hold up signals for as long as it lasts."""
+        dbapi: Any = connection.connection.dbapi_connection
+        if connection.info.get("file") != _identity(self.path):
+            connection.invalidate()
+            raise WarehouseUnavailable(f"the file of the warehouse {self.name} was deleted or replaced while in use")
+        began = time.monotonic()
+        while True:
+            try:
+                dbapi.execute(begin)
+                dbapi.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # a reader needs its snapshot now
+                return
+            except sqlite3.OperationalError as error:
+                if dbapi.in_transaction:
+                    dbapi.rollback()
+                limit = STOPPED_RETRY_SECONDS if self._stop.is_set() else SQLITE_BUSY_SECONDS
+                if not _is_busy(error) or time.monotonic() - began > limit:
+                    connection.exec_driver_sql(begin)  # fails once more, and SQLAlchemy says so
+                    return
+                time.sleep(random.uniform(0.005, 0.05))  # noqa: S311
 
     @property
     def name(self) -> str:
@@ -184,21 +198,39 @@ class Database:
         first_failure: float | None = None
         wait = 0.05
         while True:
+            transaction: str | None = None  # set when only its COMMIT is left
+            results: list[T] = []
             try:
                 with _translated(self.name), engine.begin() as connection:
-                    result = work(connection)
+                    results.append(work(connection))
+                    if engine is self._writer and not self.is_sqlite:
+                        transaction = connection.exec_driver_sql(_TRANSACTION).scalar_one()
                 self._has_answered = True
-                return result
+                return results[0]
             except WarehouseUnavailable as error:
                 if not self._may_pass(error.__cause__):
                     raise
                 first_failure = first_failure or time.monotonic()
                 limit = STOPPED_RETRY_SECONDS if self._stop.is_set() else RETRY_SECONDS
+                if transaction is not None and self._was_committed(transaction):
+                    return results[0]
                 if time.monotonic() - first_failure + wait > limit:
                     raise
                 # Jitter, so that two transactions that met once do not meet again.
                 time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
                 wait = min(2 * wait, LONGEST_RETRY_WAIT)
+
+    def _was_committed(self, transaction: str) -> bool:
+        """Whether a transaction whose COMMIT was not answered took place; waited for until it is known."""
+        query = text("SELECT pg_xact_status(CAST(:transaction AS xid8))")
+        end = time.monotonic() + RETRY_SECONDS
+        while True:
+            state = self.read(lambda c: c.execute(query, {"transaction": transaction}).scalar_one())
+            if state != "in progress":
+                return bool(state == "committed")
+            if time.monotonic() > end:
+                raise WarehouseUnavailable(f"warehouse {self.name}: a transaction was begun and does not end")
+            time.sleep(0.2)
 
     def _may_pass(self, error: BaseException | None) -> bool:
         if self.is_sqlite:
@@ -252,6 +284,33 @@ def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
+def _postgresql_engine(url: URL, connections: int) -> Engine:
+    try:
+        engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=connections,
+            hide_parameters=True,
+            pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
+            pool_use_lifo=True,  # a connection that is not needed stays idle, and small
+            connect_args={
+                "prepare_threshold": None,
+                "connect_timeout": CONNECT_SECONDS,
+                "application_name": "checkly-etl",
+                # A network that swallows packets is noticed after a minute, not after two hours.
+                "keepalives_idle": 30,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 60_000,
+            },
+        )
+        options: Any = dict(url.query)
+        psycopg.conninfo.make_conninfo("", **options)  # refuses what libpq does not know
+    except (ArgumentError, psycopg.ProgrammingError, ValueError) as error:
+        raise ConfigError(f"warehouse.url: {' '.join(str(error).split())}") from None
+    event.listen(engine, "do_connect", lambda _d, _r, args, parameters: _Connection.connect(*args, **parameters))
+    return engine
+
+
 class _Connection(psycopg.Connection[Any]):
     """Gives up on a server that says nothing in the middle of a statement."""
 
@@ -277,12 +336,13 @@ def is_transient(error: BaseException | None) -> bool:
     if error.connection_invalidated:
         return True
     if isinstance(error.orig, sqlite3.Error):
-        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (
-            sqlite3.SQLITE_BUSY,
-            sqlite3.SQLITE_LOCKED,
-        )
+        return _is_busy(error.orig)
     sqlstate = getattr(error.orig, "sqlstate", None)
     return sqlstate in _TRANSIENT_SQLSTATES or (sqlstate or "").startswith("08")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 @contextmanager
@@ -313,7 +373,17 @@ def _is_the_servers(error: DBAPIError) -> bool:
 
 def _first_lines(error: DBAPIError) -> str:
     # `str(error)` of SQLAlchemy would add the statement and its parameters: our data has no place in a log.
-    return " ".join(str(error.orig).split())[:500]
+    said = " ".join(str(error.orig).split())[:500]
+    hint = _SQLITE_HINTS.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
+    return f"{said} ({hint})" if hint else said
+
+
+_SQLITE_HINTS = {
+    sqlite3.SQLITE_READONLY: "the file and its folder must be writable, also for reading: SQLite keeps -wal and -shm "
+    "beside it",
+    sqlite3.SQLITE_CANTOPEN: "the file and its folder must be readable and writable by this user",
+    sqlite3.SQLITE_FULL: "nothing is lost: make room and run again",
+}
 
 
 def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
@@ -328,7 +398,7 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={'rwc' if create else 'rw'}",
             uri=True,
-            timeout=SQLITE_BUSY_SECONDS,
+            timeout=0.2,  # `_begin_sqlite` waits for longer
             isolation_level=None,  # we say BEGIN ourselves
             check_same_thread=False,
         )
@@ -345,4 +415,15 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
         return connection
 
     options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4}
-    return create_engine("sqlite://", creator=connect, hide_parameters=True, **options)
+    engine = create_engine("sqlite://", creator=connect, hide_parameters=True, **options)
+    event.listen(engine, "connect", lambda _, record: record.info.update(file=_identity(path)))
+    return engine
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Which file stands at a path: a deleted one can be written for as long as it is open, to nobody's use."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None

@@ -14,6 +14,7 @@ import codecs
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -63,7 +64,7 @@ def read(body: bytes) -> Document:
     text = body.removeprefix(codecs.BOM_UTF8)
     _check_utf8(text)
     try:
-        msgspec.json.decode(_without_unstorable(text), type=msgspec.Raw)
+        _decoder(msgspec.Raw).decode(_without_unstorable(text))
     except RecursionError:
         raise PayloadError("$", NESTED) from None
     except msgspec.DecodeError as error:  # its text holds positions, never values
@@ -107,9 +108,22 @@ def decode(document: Document, type_: type[T]) -> T:
 def decode_part(part: msgspec.Raw | bytes | bytearray, type_: type[T]) -> T:
     """The same for a part that was decoded as `msgspec.Raw`."""
     try:
-        return msgspec.json.decode(part, type=type_)
+        return _decoder(type_).decode(part)
     except (RecursionError, msgspec.MsgspecError) as error:
         raise _payload_error(error) from None
+
+
+def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:
+    """msgspec crashes the process where two threads meet a type for the first time (0.22): one builds it."""
+    decoder = _decoders.get(type_)
+    if decoder is None:
+        with _building:
+            decoder = _decoders.get(type_) or _decoders.setdefault(type_, msgspec.json.Decoder(type_))
+    return decoder
+
+
+_building = threading.Lock()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
 def items(document: Document, field: str | None = None) -> list[Document]:

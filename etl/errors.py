@@ -91,7 +91,7 @@ class ApiUnavailable(RetryableError):
     """A call failed in spite of the client's short retries.
 
     `kind` is `unavailable` (no connection, time out, 5xx) or `unreadable` (a 200 whose body was cut
-    short, not JSON or not UTF-8).
+    short, not JSON, not UTF-8, or another document than the one asked for).
     """
 
     kind = "unavailable"

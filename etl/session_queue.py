@@ -386,18 +386,22 @@ def _set_each(connection: Connection, same: Mapping[str, Any], rows: list[dict[s
 
 
 def dead_letters(
-    connection: Connection, *, ids: Collection[str] | None = None, states: Collection[str] = (DEAD,)
+    connection: Connection,
+    *,
+    ids: Collection[str] | None = None,
+    states: Collection[str] = (DEAD,),
+    limit: int | None = None,
 ) -> list[DeadLetter]:
     """Dead letters, oldest first; all of them without `ids`."""
-    names = DeadLetter.__dataclass_fields__
+    columns = [_q[name] for name in DeadLetter.__dataclass_fields__]
     query: Select[Any] = (
-        select(*(_q[name] for name in names))
-        .where(_q.state.in_(states))
-        .order_by(_q.last_error_at, _q.test_session_id)
+        select(*columns).where(_q.state.in_(states)).order_by(_q.last_error_at, _q.test_session_id).limit(limit)
     )
-    letters = [DeadLetter(**row._mapping) for row in connection.execute(query)]
-    chosen = None if ids is None else set(ids)
-    return [letter for letter in letters if chosen is None or letter.test_session_id in chosen]
+    if ids is None:
+        found = connection.execute(query).all()
+    else:
+        found = [row for some in chunks(sorted(ids)) for row in connection.execute(query.where(_ids(some)))]
+    return [DeadLetter(**row._mapping) for row in found]
 
 
 def revive(connection: Connection, ids: Collection[str] | None = None) -> int:
@@ -425,14 +429,18 @@ def bury_no_more(connection: Connection, ids: Collection[str]) -> None:
 
 
 def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Mapping[str, Any]) -> int:
-    dead = [letter.test_session_id for letter in dead_letters(connection)]
-    chosen = sorted(set(dead) & set(ids)) if ids is not None else sorted(dead)
+    query = select(_q.test_session_id).where(_q.state == DEAD).order_by(_q.test_session_id).with_for_update()
     count = 0
-    for some in chunks(chosen):
-        _lock_rows(connection, some)
-        still_dead = and_(_q.test_session_id.in_(some), _q.state == DEAD)
-        count += connection.execute(update(etl_queue).where(still_dead).values(values)).rowcount
+    for chosen in [None] if ids is None else [_ids(some) for some in chunks(sorted(ids))]:
+        dead = connection.execute(query if chosen is None else query.where(chosen)).scalars().all()
+        for some in chunks(dead):
+            connection.execute(update(etl_queue).where(_ids(some)).values(values))
+        count += len(dead)
     return count
+
+
+def _ids(ids: Collection[str]) -> ColumnElement[bool]:
+    return _q.test_session_id.in_(ids)
 
 
 def count_due(connection: Connection, account_id: str, *, is_default: bool) -> int:

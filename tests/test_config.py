@@ -104,7 +104,7 @@ def test_a_variable_may_name_a_file_instead() -> None:
     Path("key").write_bytes(b"cu_1\r\n")
     assert read(CHECKLY_API_KEY_FILE="key").checkly.api_key == Secret("cu_1")
     assert "CHECKLY_API_KEY_FILE are both set" in problems(CHECKLY_API_KEY_FILE="key", CHECKLY_API_KEY="hunter2")
-    assert "cannot read nowhere" in problems(CHECKLY_API_KEY_FILE="nowhere")
+    assert "the file that it names cannot be read" in problems(CHECKLY_API_KEY_FILE="nowhere")
 
 
 def test_references_are_replaced_unless_the_environment_overrides_them() -> None:

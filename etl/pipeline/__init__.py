@@ -54,10 +54,9 @@ def sync(etl: Etl) -> Outcome:
             try:
                 discover(run)
             except PlanLacksList as error:
-                logger.warning(
-                    "%s: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
-                    "and set export.discover to false",
-                    error,
+                run.tell(
+                    f"{error}: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
+                    "and set export.discover to false"
                 )
             except (ApiUnavailable, UnusableSession) as error:
                 run.fail(f"discovery failed, the queue is drained all the same: {error}")

@@ -88,7 +88,7 @@ def _pages(run: AccountRun, since: datetime, until: datetime | None) -> Iterator
         if run.etl.stop.is_set():
             raise Interrupted("stopped while listing")
         try:
-            page = next(pages, None)
+            page = run.call(lambda: next(pages, None))
         except ApiUnavailable:
             run.failures_in_a_row += 1
             raise

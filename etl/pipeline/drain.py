@@ -1,8 +1,9 @@
 """Draining: claimed ids are fetched in threads, normalized and saved here, in one transaction with their ack.
 
 Hides what becomes of each claim: saved, polled, settled, retried, buried or given back. Whose fault a failure
-is, is not known while the API does not answer: failures since its last answer are *suspects*, counted as the
-sessions' own only when it answers again, and given back unblamed when it turns out to be an outage.
+is, is not known while the API does not answer, or answers with something else than was asked for (some proxy's
+page): failures since its last answer are *suspects*, counted as the sessions' own only when it answers again, and
+given back unblamed when it turns out to be an outage.
 
 Memory stays bounded whatever Checkly sends: documents become rows in batches of a few megabytes, and those over
 `LARGE_BODY` are fetched once more, one at a time.
@@ -33,6 +34,7 @@ from etl.errors import (
     EtlError,
     Interrupted,
     LargeDocument,
+    PayloadError,
     TestSessionNotFound,
     UnusableSession,
 )
@@ -242,10 +244,12 @@ class _Drain:
             for item in _next_batch(brought):
                 fatal = self._sort(item, batch) or fatal
             self._record(batch)
-        if self._run.failures_in_a_row >= FAILURES_IN_A_ROW and fatal is None:
-            raise self._outage()
         if fatal is not None:
             raise fatal
+        if self._run.failures_in_a_row >= FAILURES_IN_A_ROW:
+            if not any(isinstance(suspect.error, UnusableSession) for suspect in self._suspects):
+                raise self._outage()
+            self._judge_suspects()  # it does answer: is it the API?
 
     def _sort(self, item: _Brought, batch: _Batch) -> EtlError | None:
         """Put into the batch what is to be recorded; returns what ends the drain."""
@@ -257,8 +261,9 @@ class _Drain:
             return None
         match result.error:
             case ApiUnavailable():
-                self._suspects.append(result)
-                self._run.failures_in_a_row += 1
+                self._suspect(result)
+            case PayloadError() if item.document is None:  # the client's: not what it had asked for
+                self._suspect(result)
             case LargeDocument():
                 self._answered(batch)
                 self._large.append(item.work)
@@ -295,14 +300,19 @@ class _Drain:
     def _answered(self, batch: _Batch) -> None:
         """The API works, so what failed since its last answer was the session's own fault."""
         self._run.failures_in_a_row = 0
-        batch.blamed += self._suspects
+        for suspect in self._suspects:
+            (batch.unusable if isinstance(suspect.error, UnusableSession) else batch.blamed).append(suspect)
         self._suspects = []
 
+    def _suspect(self, failed: _Failed) -> None:
+        self._suspects.append(failed)
+        self._run.failures_in_a_row += 1
+
     def _judge_suspects(self) -> None:
-        """Nothing is left to fetch and the last calls failed: ask once whether it is the API or the sessions."""
+        """The last calls failed: ask once whether it is the API or the sessions."""
         if not self._suspects:
             return
-        if not self._run.client.is_answering():
+        if not self._run.call(self._run.client.is_answering):
             raise self._outage()
         batch = _Batch()
         self._answered(batch)

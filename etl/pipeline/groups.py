@@ -52,7 +52,10 @@ def refresh_error_groups(run: AccountRun) -> None:
 
 
 def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
-    for number, page in enumerate(run.client.list_error_groups(), 1):
+    pages = run.client.list_error_groups()
+    number = 0
+    while (page := run.call(lambda: next(pages, None))) is not None:
+        number += 1
         found: list[tuple[str, Document]] = []
         for document in page:
             try:
@@ -70,7 +73,7 @@ def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
 
 def _fetch(run: AccountRun, error_group_id: str) -> None:
     try:
-        document = run.client.fetch_error_group(error_group_id)
+        document = run.call(lambda: run.client.fetch_error_group(error_group_id))
     except TestSessionNotFound:
         # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
         run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))

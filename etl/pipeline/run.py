@@ -8,20 +8,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from etl import warehouse
 from etl.checkly import Client
 from etl.config import Account, Export, Settings
 from etl.database import Database
-from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING, Interrupted
 from etl.pacing import Pacer
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -150,14 +152,47 @@ class AccountRun:
         """The settings of the export."""
         return self.etl.settings.export
 
+    def call(self, work: Callable[[], T]) -> T:
+        """Make a call in a thread of its own, so that a stop need not wait for its time-out.
+
+        Raises what `work` raises; Interrupted if it has not ended `schedule.grace` after the stop.
+        """
+        call: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                call.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+                call.set_exception(error)
+
+        threading.Thread(target=run, name="call", daemon=True).start()
+        while not wait([call], timeout=0.2).done:
+            grace = self.etl.settings.schedule.grace.total_seconds()
+            if self.etl.stop.is_set() and not wait([call], timeout=grace).done:
+                raise Interrupted("stopped, a call that hangs is left alone")
+        return call.result()
+
+    def _of_account(self, message: str) -> str:
+        """Which account it is about, where there are several and the message does not say so itself."""
+        if len(self.etl.settings.checkly.accounts) < 2 or self.account.id in message:
+            return message
+        name = f"{self.account.name} ({self.account.id})" if self.account.name else self.account.id
+        return f"account {name}: {message}"
+
+    def tell(self, message: str) -> None:
+        """A warning in the log that changes no exit code."""
+        logger.warning("%s", self._of_account(message))
+
     def warn(self, message: str) -> None:
         """Exit 1."""
+        message = self._of_account(message)
         if message not in self.outcome.warnings:
             self.outcome.warnings.append(message)
             logger.warning("%s", message)
 
     def fail(self, message: str) -> None:
         """Exit 3."""
+        message = self._of_account(message)
         self.outcome.failures.append(message)
         logger.error("%s", message)
 
