@@ -50,6 +50,11 @@ def register(connection: Connection, account_id: str, *, name: str | None, reten
         connection.execute(update(etl_accounts).where(_a.account_id == account_id).values(values))
 
 
+def known(connection: Connection) -> set[str]:
+    """Ids of the accounts that were ever exported from."""
+    return set(connection.execute(select(_a.account_id)).scalars())
+
+
 # --- rate budget ----------------------------------------------------------------------------------------------
 
 

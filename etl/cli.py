@@ -132,29 +132,36 @@ def _backfill(arguments: Arguments) -> int:
 
 
 def _enqueue(arguments: Arguments) -> int:
-    from etl import inbox, session_queue
+    from etl import accounts, inbox, session_queue
 
     ids: list[str] = []
+    named: dict[str, str] = {}
     problems: list[str] = []
     sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
     if not sources:
         raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
     for source in sources:
         try:
-            if source == "-":
-                found = inbox.find_ids(inbox.decode(sys.stdin.buffer.read()))
-            else:
-                found = inbox.read_argument(source)
+            text = inbox.decode(sys.stdin.buffer.read()) if source == "-" else inbox.read_argument(source)
         except ValueError as error:
             problems.append(str(error))
             continue
+        found = inbox.find_ids(text)
+        named |= inbox.find_accounts(text)
         if not found:
             shown = "stdin" if source == "-" else repr(source[:100])
             problems.append(f"{shown} holds no test session id (nor is it a file that does)")
         ids += found
     settings = _settings(arguments)
+
+    def work(connection: Connection) -> tuple[int, list[str]]:
+        # One that nobody exports from would wait for ever: it is tried with the default one.
+        ours = {account.id for account in settings.checkly.accounts} | accounts.known(connection)
+        of_ours = {id_: account for id_, account in named.items() if account in ours}
+        return session_queue.enqueue(connection, ids, accounts=of_ours, force=arguments.force)
+
     with _database(settings) as database:
-        queued, refused = database.run(lambda c: session_queue.enqueue(c, ids, force=arguments.force))
+        queued, refused = database.run(work)
     code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
     problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
     return _done(arguments, {"queued": queued, "discarded": refused}, [f"{queued} queued"], problems, code)
@@ -529,7 +536,7 @@ _ADVICE = {
     "forbidden": "let the key's user see it at Checkly, then: dead retry ID",
     "rejected": "the API rejects the id itself: dead discard ID",
     "payload": "the document breaks the API's contract: report it with the reason, retry after an upgrade",
-    "unreadable": "every answer was cut short, no JSON or of another: look at proxies on the way, then: dead retry ID",
+    "unreadable": "every answer was cut short, no JSON or another's: look at proxies, then: dead retry ID",
     "unavailable": "this one document failed while others came: dead retry ID",
     "bug": "a bug in checkly-etl: report the traceback of the log, retry after an upgrade",
 }

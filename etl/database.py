@@ -54,8 +54,8 @@ RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a rest
 STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
 LONGEST_RETRY_WAIT = 2.0
 SILENCE_SECONDS = 300  # of the server, in the middle of a statement: the connection is dead
-# A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO style only, and no times at the
-# ends of time in zones other than UTC.
+# A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO
+# style only, and no times at the ends of time in zones other than UTC.
 _LOCAL_SETTINGS = (
     "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '45s'; "
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'"

@@ -20,7 +20,7 @@ _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SHAPES = re.compile(
     rf"""
     (?: # https://app.checklyhq.com/accounts/UUID/test-sessions/UUID (JSON may escape its slashes)
-        https?: \\?/ \\?/ [^\s/\\]+ \\?/ (?: accounts\\?/{_UUID}\\?/ | v[0-9]\\?/ )? test-sessions\\?/
+        https?: \\?/ \\?/ [^\s/\\]+ \\?/ (?: accounts\\?/(?P<account>{_UUID})\\?/ | v[0-9]\\?/ )? test-sessions\\?/
         # Test session ID: UUID | "testSessionId": "UUID" | test-session-id=UUID
       | (?<![0-9a-z]) test[ _-]?session[ _-]?id ["'`*\\]* \s* [:=]+ [\s"'`*\\]*
         # "id": "UUID" counts only in an entry of a list of test sessions
@@ -56,23 +56,29 @@ def find_ids(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(shaped)) or tuple(dict.fromkeys(_bare_ids(text)))
 
 
-def read_argument(argument: str) -> tuple[str, ...]:
-    """The ids of one command line argument: an id, a link or pasted output, else the path of a file.
+def find_accounts(text: str) -> dict[str, str]:
+    """Test session id -> account id, where a link in the text names it."""
+    text = _COLOURS.sub("", text)
+    return {m["id"].lower(): m["account"].lower() for m in _SHAPES.finditer(text) if m["account"]}
 
-    Empty if there is none, also for a path that does not exist. ValueError if the path is a directory or
-    cannot be read: the caller should say so instead of "no id found".
+
+def read_argument(argument: str) -> str:
+    """The text of one command line argument: itself if it holds an id, else the content of the file of that name.
+
+    Empty for a path that does not exist. ValueError if the path is a directory or cannot be read: the caller should
+    say so instead of "no id found".
     """
-    if ids := find_ids(argument):
-        return ids
+    if find_ids(argument):
+        return argument
     try:
-        return find_ids(decode(Path(argument).read_bytes())) if argument else ()
+        return decode(Path(argument).read_bytes()) if argument else ""
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}:
-            return ()
+            return ""
         reason = "it is a directory" if os.path.isdir(argument) else error.strerror
         raise ValueError(f"cannot read {argument}: {reason}") from None
     except ValueError:  # a NUL: text that no path can be
-        return ()
+        return ""
 
 
 def decode(data: bytes) -> str:

@@ -75,11 +75,16 @@ class DeadLetter:
 
 
 def enqueue(
-    connection: Connection, ids: Iterable[str], *, force: bool = False, source: str = ENQUEUE
+    connection: Connection,
+    ids: Iterable[str],
+    *,
+    accounts: Mapping[str, str] | None = None,
+    force: bool = False,
+    source: str = ENQUEUE,
 ) -> tuple[int, list[str]]:
     """Queue ids known by nothing but themselves. Returns how many are queued now, and those left discarded.
 
-    A dead row is revived, a waiting one becomes due now; a discarded one only with `force`, which also takes a
+    `accounts` says which account an id is of, where that is known; the list knows better where it has told. A dead row is revived, a waiting one becomes due now; a discarded one only with `force`, which also takes a
     leased row away from its worker, so that what is fetched is fetched from now on.
     """
     ids = sorted(set(ids))
@@ -92,7 +97,12 @@ def enqueue(
     again = [id_ for id_, row in rows.items() if force or row.state not in (DISCARDED, LEASED)]
     for some in chunks(again):
         _make_due(connection, some, moment, {"priority": PRIORITIES[source]})
-    _insert(connection, [_new_row(id_, moment, source=source) for id_ in ids if id_ not in rows])
+    accounts = accounts or {}
+    for id_ in again:
+        if id_ in accounts and rows[id_].summary_sha256 is None:
+            connection.execute(update(etl_queue).where(_q.test_session_id == id_).values(account_id=accounts[id_]))
+    new = [_new_row(id_, moment, source=source) for id_ in ids if id_ not in rows]
+    _insert(connection, [row | {"account_id": accounts.get(row["test_session_id"])} for row in new])
     return len(ids) - len(refused), refused
 
 

@@ -291,7 +291,7 @@ def test_every_error_reaches_as_far_as_the_design_says() -> None:
     assert {name: below for name, below in tree.items() if below} == {
         "EtlError": {"FatalError", "RetryableError", "UnusableSession"},
         "FatalError": {"ConfigError", "SchemaNotCurrent", "AccessDenied", "ApiDown", "Interrupted"},
-        "RetryableError": {"ApiUnavailable", "RateLimited", "WarehouseUnavailable", "LeaseLost"},
+        "RetryableError": {"ApiUnavailable", "LargeDocument", "RateLimited", "WarehouseUnavailable", "LeaseLost"},
         "UnusableSession": {"TestSessionNotFound", "Forbidden", "Rejected", "PayloadError"},
     }
 

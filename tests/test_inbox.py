@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.inbox import decode, find_ids, read_argument
+from etl.inbox import decode, find_accounts, find_ids, read_argument
 
 A = "0a0a0a0a-1111-4222-8333-aaaaaaaaaaaa"
 B = "0b0b0b0b-1111-4222-8333-bbbbbbbbbbbb"
@@ -156,21 +156,21 @@ def test_a_file_is_read_whatever_its_encoding(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path = tmp_path / encoding
         path.write_bytes(f"Test session ID: {A}\n".encode(encoding))
-        assert read_argument(str(path)) == (A,)
+        assert find_ids(read_argument(str(path))) == (A,)
     assert decode(b"\xff\xfa " + A.encode()).endswith(A)
 
 
 def test_a_file_wins_only_if_the_argument_holds_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(A).write_text(B)
-    assert read_argument(A) == (A,)
+    assert find_ids(read_argument(A)) == (A,)
     Path(f"{A}.txt").write_text(B)
-    assert read_argument(f"{A}.txt") == (B,)
+    assert find_ids(read_argument(f"{A}.txt")) == (B,)
 
 
 @pytest.mark.parametrize("argument", ["", "no-such-file", "x" * 5000, "a\0b", "-"])
 def test_an_argument_without_an_id_gives_none(argument: str) -> None:
-    assert read_argument(argument) == ()
+    assert read_argument(argument) == ""
 
 
 def test_a_directory_is_said_to_be_one(tmp_path: Path) -> None:
@@ -181,3 +181,10 @@ def test_a_directory_is_said_to_be_one(tmp_path: Path) -> None:
 def test_an_entry_of_a_list_needs_no_more_than_its_id() -> None:
     assert find_ids(json.dumps({"data": [{"id": A, "name": "nightly"}, {"id": B}]})) == (A, B)
     assert find_ids(json.dumps({"data": [{"id": A, "checkType": "API"}, {"id": B}]})) == (B,)
+
+
+def test_a_link_tells_the_account_and_other_shapes_do_not() -> None:
+    text = f"Test session ID: {A}\nhttps://app.checklyhq.com/accounts/{OTHER.upper()}/test-sessions/{B}/results/{A}"
+    assert find_accounts(text) == {B: OTHER}
+    assert find_accounts(f"https:\\/\\/app.checklyhq.com\\/accounts\\/{OTHER}\\/test-sessions\\/{A}") == {A: OTHER}
+    assert find_accounts(f"https://app.checklyhq.com/test-sessions/{A}\n{B}") == {}
