@@ -374,6 +374,10 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
             timer.start()
         try:
             yield etl, signals
+        except EtlError:
+            if signals.number is not None:  # what failed was no longer waited for
+                raise _Signalled(signals.number) from None
+            raise
         finally:
             if timer is not None:
                 timer.cancel()

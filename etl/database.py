@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,22 +188,26 @@ class Database:
 
         `work` may therefore run more than once and must do nothing but SQL on the given connection.
         """
-        return self._run(self._writer, work)
+        return self._run(self.writing, work)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """The same in a transaction that only reads."""
-        return self._run(self.engine, work)
+        return self._run(self.reading, work)
 
-    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+    def migrate(self, work: Callable[[Connection], T]) -> T:
+        """The same in a transaction that may rebuild tables."""
+        return self._run(self.migrating, work)
+
+    def _run(self, begin: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
         first_failure: float | None = None
         wait = 0.05
         while True:
             transaction: str | None = None  # set when only its COMMIT is left
             results: list[T] = []
             try:
-                with _translated(self.name), engine.begin() as connection:
+                with begin() as connection:
                     results.append(work(connection))
-                    if engine is self._writer and not self.is_sqlite:
+                    if not self.is_sqlite:
                         transaction = connection.exec_driver_sql(_TRANSACTION).scalar_one()
                 self._has_answered = True
                 return results[0]

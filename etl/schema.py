@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from etl.database import Database
+from etl.database import Database, is_transient
 from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 from etl.tables import etl_views
 
@@ -62,11 +62,11 @@ def migrate(database: Database) -> bool:
     """
     from alembic import command
 
-    with database.writing() as connection:
+    def look(connection: Connection) -> bool:
         _check_server(connection)
-        if _is_whole(connection):
-            return False
-    with database.migrating() as connection:
+        return _is_whole(connection)
+
+    def upgrade(connection: Connection) -> bool:
         config = alembic_config()
         config.attributes["connection"] = connection
         try:
@@ -77,11 +77,16 @@ def migrate(database: Database) -> bool:
                 return False  # another process did it while we waited
             command.upgrade(config, "head")
         except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
             reason = " ".join(str(error.orig).split())
             if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
                 reason = f"a table or view is in use ({reason}); run it again when nobody reads or writes there"
-            raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from error
-    return True
+            # From nothing: a lock that was waited for in vain is not to be waited for again.
+            raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from None
+        return True
+
+    return not database.run(look) and database.migrate(upgrade)
 
 
 def _is_whole(connection: Connection) -> bool:
@@ -111,6 +116,8 @@ def check_current(connection: Connection) -> None:
     try:
         state = _state(connection)
     except DBAPIError as error:
+        if is_transient(error):
+            raise
         raise SchemaNotCurrent(f"the warehouse cannot be read: {error.orig}") from error
     if state == _wanted(connection):
         return

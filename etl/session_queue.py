@@ -84,8 +84,9 @@ def enqueue(
 ) -> tuple[int, list[str]]:
     """Queue ids known by nothing but themselves. Returns how many are queued now, and those left discarded.
 
-    `accounts` says which account an id is of, where that is known; the list knows better where it has told. A dead row is revived, a waiting one becomes due now; a discarded one only with `force`, which also takes a
-    leased row away from its worker, so that what is fetched is fetched from now on.
+    `accounts` says which account an id is of, where that is known; the list knows better where it has told. A dead
+    row is revived, a waiting one becomes due now; a discarded one only with `force`, which also takes a leased row
+    away from its worker, so that what is fetched is fetched from now on.
     """
     ids = sorted(set(ids))
     moment = now(connection)

@@ -71,7 +71,8 @@ def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Red
     for library in ("psycopg", "urllib3", "sqlalchemy", "alembic"):
         theirs = logging.getLogger(library)
         theirs.handlers, theirs.propagate = [handler], False
-        theirs.setLevel(logging.WARNING)
+        # What psycopg warns of, a connection that is lost, we say ourselves where it matters.
+        theirs.setLevel(logging.ERROR if library == "psycopg" else logging.WARNING)
 
 
 class Bar:
