@@ -21,7 +21,6 @@ from etl.tables import etl_accounts, etl_rate_grants
 WINDOW = timedelta(seconds=61)
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(seconds=60)
-LONGEST_PROMISE = timedelta(days=1)  # of a pause or a lease that anybody could have meant
 
 _a = etl_accounts.c
 _g = etl_rate_grants.c
@@ -55,6 +54,23 @@ def known(connection: Connection) -> set[str]:
     return set(connection.execute(select(_a.account_id)).scalars())
 
 
+def forget_future(connection: Connection, lease: timedelta) -> None:
+    """The clock was set back: pauses, grants and leases until times that it had reached once are of no account."""
+    moment = now(connection)
+    for account_id in sorted(known(connection)):
+        connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, _g.granted_at > moment))
+        connection.execute(
+            update(etl_accounts)
+            .where(_a.account_id == account_id, _a.paused_until > moment)
+            .values(paused_until=None)
+        )
+        connection.execute(
+            update(etl_accounts)
+            .where(_a.account_id == account_id, _a.discovery_leased_until > moment + lease)
+            .values(discovery_leased_until=moment)
+        )
+
+
 # --- rate budget ----------------------------------------------------------------------------------------------
 
 
@@ -64,13 +80,11 @@ def take(connection: Connection, account_id: str, *, wanted: int, per_minute: in
         select(_a.paused_until).where(_a.account_id == account_id).with_for_update()
     ).scalar_one()
     moment = now(connection)
-    # A clock that was set back leaves times that it has not reached: nobody asked for a pause as long as that.
-    if paused_until is not None and moment < paused_until <= moment + LONGEST_PROMISE:
+    if paused_until is not None and paused_until > moment:
         return Grant(0, (paused_until - moment).total_seconds(), paused=True)
     if per_minute == 0:
         return Grant(wanted)
-    is_over = or_(_g.granted_at <= moment - WINDOW, _g.granted_at > moment + WINDOW)
-    connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, is_over))
+    connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, _g.granted_at <= moment - WINDOW))
     used, oldest = connection.execute(
         select(func.coalesce(func.sum(_g.calls), 0), func.min(_g.granted_at)).where(_g.account_id == account_id)
     ).one()
@@ -95,7 +109,7 @@ def pause(connection: Connection, account_id: str, seconds: float | None) -> flo
         select(_a.paused_until, _a.pauses).where(_a.account_id == account_id).with_for_update()
     ).one()
     moment = now(connection)
-    running = row.paused_until is not None and moment < row.paused_until <= moment + LONGEST_PROMISE
+    running = row.paused_until is not None and row.paused_until > moment
     pauses = row.pauses
     if seconds is not None:
         until = moment + timedelta(seconds=seconds)
@@ -137,11 +151,7 @@ def lease_discovery(connection: Connection, account_id: str, lease: timedelta) -
     holder = connection.execute(
         select(_a.discovery_process).where(_a.account_id == account_id).with_for_update()
     ).scalar_one()
-    free: ColumnElement[bool] = or_(
-        _a.discovery_token.is_(None),
-        _a.discovery_leased_until <= moment,
-        _a.discovery_leased_until > moment + LONGEST_PROMISE,
-    )
+    free: ColumnElement[bool] = or_(_a.discovery_token.is_(None), _a.discovery_leased_until <= moment)
     if holder is not None and process.has_died(holder):
         free = true()
     taken = connection.execute(

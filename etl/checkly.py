@@ -353,7 +353,7 @@ class Client:
                 or wait > LONGEST_RETRY_AFTER
                 or time.monotonic() + wait - began > self._timeout
             ):
-                if isinstance(failed, PayloadError) and not is_the_way:
+                if isinstance(failed, PayloadError) and not is_the_way and failures >= min(2, tries):
                     raise failed
                 tried = f" ({failures} tries)" if failures > 1 else ""
                 if isinstance(failed, PayloadError):

@@ -75,14 +75,15 @@ def _done(
     arguments: Arguments, value: Mapping[str, Any], text: Sequence[str], problems: Sequence[str], code: int
 ) -> int:
     """End a command that is no run: its result on stdout, as one object or as lines, what went wrong on stderr."""
+    hide = arguments.redactor.hide  # what the API told may hold what it was told
     if arguments.json:
         outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
-        _print_json({**outcome, "exit_code": code, **value})
+        print(hide(_as_text({**outcome, "exit_code": code, **value})))
     else:
         for line in text:
-            print(line)
+            print(hide(line))
     for problem in problems:
-        print(f"checkly-etl: {problem}", file=sys.stderr)
+        print(hide(f"checkly-etl: {problem}"), file=sys.stderr)
     return code
 
 
@@ -548,7 +549,11 @@ _ADVICE_ELSE = "dead retry ID to try again, dead discard ID to give it up"
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, default=_as_json, ensure_ascii=False))
+    print(_as_text(value))
+
+
+def _as_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, default=_as_json, ensure_ascii=False)
 
 
 def _as_json(value: object) -> Any:

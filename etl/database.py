@@ -39,7 +39,6 @@ from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
     OperationalError,
-    ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
@@ -358,14 +357,14 @@ def _translated(name: str) -> Iterator[None]:
         raise WarehouseUnavailable(f"no free connection to the warehouse {name}") from error
     except (OperationalError, InterfaceError) as error:
         raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
-    except ProgrammingError as error:
-        if _is_the_servers(error):
-            raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
-        raise
     except DBAPIError as error:
         # sqlite3 says DatabaseError itself of a file that is no database, or a broken one.
         if is_transient(error) or type(error) is DatabaseError or _is_the_servers(error):
             raise WarehouseUnavailable(f"warehouse {name}: {_first_lines(error)}") from error
+        primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+        if primary and error.orig is not None:
+            # A bug's traceback is logged, and psycopg's DETAIL is the whole row: our data has no place in a log.
+            error.orig.args = error.args = (primary,)
         raise
 
 

@@ -298,6 +298,19 @@ def release_dead(connection: Connection) -> int:
     return len(ids)
 
 
+def forget_future(connection: Connection, lease: timedelta) -> None:
+    """The clock was set back: what waits is read now, and leases that end later than any lease can are over."""
+    moment = now(connection)
+    is_ahead = or_(
+        and_(_q.state == QUEUED, _q.available_at > moment), and_(_q.state == LEASED, _q.available_at > moment + lease)
+    )
+    query = select(_q.test_session_id).where(is_ahead).order_by(_q.test_session_id).with_for_update()
+    for some in chunks(connection.execute(query).scalars().all()):
+        _free(connection, some, moment)
+        # How long it has been waiting is not known any more: from now on.
+        connection.execute(update(etl_queue).where(_ids(some), _q.enqueued_at > moment).values(enqueued_at=moment))
+
+
 def _free(connection: Connection, ids: Sequence[str], moment: datetime) -> None:
     values = {"state": QUEUED, "available_at": moment, **_UNCLAIMED}
     connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(values))

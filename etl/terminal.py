@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,7 +27,9 @@ class Redactor:
 
     def learn(self, secrets: Iterable[str]) -> None:
         """Hide these from now on. Very short ones would hide ordinary words, and are left alone."""
-        self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= 4)}, key=len, reverse=True)
+        known = {s for s in secrets if len(s) >= 4}
+        written = {form for s in known for form in (quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
+        self._secrets = sorted({*self._secrets, *known, *written}, key=len, reverse=True)
 
     def hide(self, text: str) -> str:
         """The text without secrets."""

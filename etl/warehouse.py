@@ -61,6 +61,7 @@ COUNTERS = (
     "throttled_ms",
 )
 RUN_SILENCE = timedelta(days=1)
+CLOCK_TOLERANCE = timedelta(minutes=1)
 ERROR_GROUP_MAX_AGE = timedelta(days=1)
 LARGE_PAYLOAD = 4_000_000  # bytes: of these, one is in memory at a time
 RUNS_KEPT = 1000
@@ -501,6 +502,19 @@ def start_run(connection: Connection, command: str) -> str:
         )
     )
     return etl_run_id
+
+
+def clock_was_set_back(connection: Connection) -> bool:
+    """Whether a run wrote at a time that is still to come; and then no more: this is told once."""
+    moment, c = now(connection), etl_runs.c
+    ahead = c.heartbeat_at > moment + CLOCK_TOLERANCE
+    ids = select(c.etl_run_id).where(ahead).order_by(c.etl_run_id).with_for_update()
+    found = connection.execute(ids).scalars().all()
+    for some in chunks(found):
+        # Those that are unfinished go on by themselves.
+        times = {"heartbeat_at": moment, "started_at": case((c.started_at > moment, moment), else_=c.started_at)}
+        connection.execute(update(etl_runs).where(c.etl_run_id.in_(some)).values(times))
+    return bool(found)
 
 
 def update_run(

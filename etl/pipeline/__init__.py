@@ -135,11 +135,17 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
     _register(etl)
     outcome = Outcome()
 
-    def start(connection: Connection) -> str:
+    def start(connection: Connection) -> tuple[str, bool]:
         session_queue.release_dead(connection)
-        return warehouse.start_run(connection, command)
+        is_set_back = warehouse.clock_was_set_back(connection)
+        if is_set_back:
+            session_queue.forget_future(connection, etl.settings.export.lease)
+            accounts.forget_future(connection, etl.settings.export.lease)
+        return warehouse.start_run(connection, command), is_set_back
 
-    etl_run_id = etl.database.run(start)
+    etl_run_id, is_set_back = etl.database.run(start)
+    if is_set_back:
+        logger.warning("the warehouse's clock was set back: nothing waits for times that it had reached before")
     with _recorded(etl, etl_run_id, outcome):
         for number, account in enumerate(etl.settings.require_accounts()):
             if not etl.stop.is_set():

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from etl import normalize, warehouse
-from etl.checkly import PAGE_SIZE
+from etl.checkly import PAGE_SIZE, PlanLacksList
 from etl.documents import Document
-from etl.errors import ApiUnavailable, PayloadError, TestSessionNotFound, UnusableSession
+from etl.errors import ApiUnavailable, Forbidden, PayloadError, TestSessionNotFound, UnusableSession
 from etl.normalize import ERROR_GROUP, Drift
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload
@@ -41,12 +41,17 @@ def refresh_error_groups(run: AccountRun) -> None:
         if len(remaining) > pages:
             try:
                 _list(run, remaining, pages)
+            except (Forbidden, PlanLacksList):
+                raise
             except UnusableSession as error:
                 logger.info("%s; each error group is asked for by itself", error)
         for error_group_id in sorted(remaining):
             if run.etl.stop.is_set():
                 return
             _fetch(run, error_group_id)
+    except (Forbidden, PlanLacksList) as error:
+        # It is the account that may not read them, not this one error group.
+        run.tell(f"{error}: error groups are known by their ids only; set export.error_groups to false")
     except (ApiUnavailable, UnusableSession) as error:
         run.warn(f"error groups could not be read, the next pass tries again: {error}")
 
@@ -77,6 +82,8 @@ def _fetch(run: AccountRun, error_group_id: str) -> None:
     except TestSessionNotFound:
         # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
         run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))
+    except (Forbidden, PlanLacksList):
+        raise
     except UnusableSession as error:
         logger.info("%s; the next pass asks again", error)
     else:

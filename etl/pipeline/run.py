@@ -95,6 +95,10 @@ class Outcome:
     def error(self) -> str | None:
         """What went wrong, in one text."""
         problems = [*self.failures, *self.warnings]
+        if dead := self.counters["test_sessions_dead"]:
+            problems.append(
+                f"{dead} test session{'s' * (dead > 1)} could not be exported; see: checkly-etl dead list"
+            )
         if self.bug is not None:
             problems.append(f"a bug in checkly-etl: {type(self.bug).__name__}")
         return "; ".join(problems) or None
