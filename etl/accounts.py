@@ -14,7 +14,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, true, update
 
 from etl import process
-from etl.database import insert, now
+from etl.database import CLOCK_TOLERANCE, insert, now
 from etl.tables import etl_accounts, etl_rate_grants
 
 # Checkly counts arrivals in 60 s; a call may arrive up to a second after it was granted.
@@ -54,6 +54,12 @@ def known(connection: Connection) -> set[str]:
     return set(connection.execute(select(_a.account_id)).scalars())
 
 
+def is_ahead(connection: Connection) -> bool:
+    """Whether a call was granted at a time that is still to come: the clock was set back."""
+    ahead = select(_g.calls).where(_g.granted_at > now(connection) + CLOCK_TOLERANCE).limit(1)
+    return connection.execute(ahead).first() is not None
+
+
 def forget_future(connection: Connection, lease: timedelta) -> None:
     """The clock was set back: pauses, grants and leases until times that it had reached once are of no account."""
     moment = now(connection)
@@ -91,13 +97,17 @@ def take(connection: Connection, account_id: str, *, wanted: int, per_minute: in
     calls = min(wanted, per_minute - int(used))
     if calls <= 0:
         return Grant(0, max(0.0, (oldest + WINDOW - moment).total_seconds()))
+    _count(connection, account_id, moment, calls)
+    return Grant(calls)
+
+
+def _count(connection: Connection, account_id: str, moment: datetime, calls: int) -> None:
     statement = insert(connection, etl_rate_grants).values(account_id=account_id, granted_at=moment, calls=calls)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[_g.account_id, _g.granted_at], set_={"calls": _g.calls + statement.excluded.calls}
         )
     )
-    return Grant(calls)
 
 
 def pause(connection: Connection, account_id: str, seconds: float | None) -> float:

@@ -52,6 +52,7 @@ CONNECT_SECONDS = 10
 RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a restart takes less
 STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
 LONGEST_RETRY_WAIT = 2.0
+CLOCK_TOLERANCE = timedelta(minutes=1)  # a time that lies further ahead was written before the clock was set back
 SILENCE_SECONDS = 300  # of the server, in the middle of a statement: the connection is dead
 # A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO
 # style only, and no times at the ends of time in zones other than UTC.

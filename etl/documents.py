@@ -39,6 +39,9 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 _PIECE = 1 << 20
+LONGEST_TEXT = 4_000_000  # bytes, as written in JSON: a column holds no longer one, and nor does our memory
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_HIGH_AT_END = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 NESTED = "nested too deeply to be read"
 
 
@@ -103,6 +106,34 @@ def known(body: bytes) -> Document:
 def decode(document: Document, type_: type[T]) -> T:
     """Decode into a typed value. Raises PayloadError with the JSON path and the reason."""
     return decode_part(_without_unstorable(document.body), type_)
+
+
+def with_short_texts(document: Document) -> tuple[bytes | bytearray, bool]:
+    """The document for `decode_part`, without the rest of texts over LONGEST_TEXT; and whether there was any."""
+    text = _without_unstorable(document.body)
+    if len(text) <= LONGEST_TEXT:
+        return text, False
+    short = bytearray()
+    copied = 0
+    for string in _STRING.finditer(text):
+        if string.end() - string.start() > LONGEST_TEXT:
+            short += memoryview(text)[copied : string.start() + 1]
+            short += _cut(bytes(memoryview(text)[string.start() + 1 : string.start() + 1 + LONGEST_TEXT]))
+            copied = string.end() - 1
+    if not copied:
+        return text, False
+    short += memoryview(text)[copied:]
+    return short, True
+
+
+def _cut(begin: bytes) -> bytes:
+    """The beginning of a long text, without half an escape or half a character at its end."""
+    if b"\\" in begin[-12:]:
+        begin = begin[: begin.index(b"\\", len(begin) - 12)]
+        begin = begin[:-6] if _HIGH_AT_END.search(begin) else begin
+        run = len(begin) - len(begin.rstrip(b"\\"))
+        begin = begin[: len(begin) - run % 2]
+    return begin.decode(errors="ignore").encode()
 
 
 def decode_part(part: msgspec.Raw | bytes | bytearray, type_: type[T]) -> T:

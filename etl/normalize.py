@@ -753,11 +753,10 @@ def _root_cause_analysis_row(error_group_id: str, position: int, document: RootC
 
 def _decode(document: Document, type_: type[S], kind: str, drift: Drift) -> S:
     """Decode, and note as drift every field that `type_` does not have."""
-    with _named_fields():
-        try:
-            return documents.decode(document, type_)
-        except PayloadError as error:
-            return _decode_pruned(documents.decode(document, msgspec.Raw), type_, kind, drift, "$", error)
+    text, is_cut = documents.with_short_texts(document)
+    if is_cut:
+        drift.note(kind, "$", f"a text of over {documents.LONGEST_TEXT} bytes, cut in its column")
+    return _decode_part(msgspec.Raw(text), type_, kind, drift, "$")
 
 
 def _decode_part(raw: msgspec.Raw, type_: type[S], kind: str, drift: Drift, path: str) -> S:

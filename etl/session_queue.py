@@ -19,7 +19,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, text, update
 
 from etl import process
-from etl.database import chunks, insert, now
+from etl.database import CLOCK_TOLERANCE, chunks, insert, now
 from etl.documents import Document, known
 from etl.tables import etl_queue, test_sessions
 
@@ -296,6 +296,12 @@ def release_dead(connection: Connection) -> int:
     for some in chunks(ids):
         _free(connection, some, moment)
     return len(ids)
+
+
+def is_ahead(connection: Connection) -> bool:
+    """Whether a row was queued at a time that is still to come: the clock was set back."""
+    ahead = select(_q.test_session_id).where(_q.enqueued_at > now(connection) + CLOCK_TOLERANCE).limit(1)
+    return connection.execute(ahead).first() is not None
 
 
 def forget_future(connection: Connection, lease: timedelta) -> None:

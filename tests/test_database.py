@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, ProgrammingError, StatementError
 
@@ -193,6 +193,65 @@ def test_a_serialization_failure_is_run_again(postgres: Database) -> None:
     postgres.run(work)
     assert len(tries) == 2
     assert scalar(postgres, "SELECT occurrences FROM etl_drift") == 11
+
+
+@pytest.mark.parametrize("took_place", [True, False])
+def test_a_commit_without_an_answer_is_asked_about_and_done_once(postgres: Database, took_place: bool) -> None:
+    tries: list[int] = []
+    lost: list[int] = []
+
+    def work(connection: Connection) -> int:
+        tries.append(1)
+        insert_drift(connection, f"$.{len(tries)}")
+        return len(tries)
+
+    def commit(connection: Connection) -> None:
+        if tries and not lost:
+            lost.append(1)
+            driver: Any = connection.connection.dbapi_connection
+            if took_place:
+                driver.commit()
+            driver.close()
+            raise dbapi_error(None, invalidated=True)
+
+    event.listen(postgres.engine, "commit", commit)
+    try:
+        assert postgres.run(work) == (1 if took_place else 2)
+    finally:
+        event.remove(postgres.engine, "commit", commit)
+    assert rows(postgres, "SELECT json_path FROM etl_drift") == [{"json_path": "$.1" if took_place else "$.2"}]
+
+
+def test_a_server_that_falls_silent_is_given_up_on(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.database.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("etl.database.RETRY_SECONDS", 0.1)
+    with pytest.raises(WarehouseUnavailable, match="said nothing"):
+        postgres.run(lambda c: c.execute(text("SELECT pg_sleep(60)")))
+    monkeypatch.undo()
+    assert postgres.run(lambda c: c.execute(text("SELECT 1")).scalar_one()) == 1
+
+
+def test_a_lost_server_is_not_waited_for_once_the_process_is_told_to_stop(postgres_url: str) -> None:
+    stop = threading.Event()
+    database = Database(postgres_url, stop=stop)
+    stop.set()
+    began = time.monotonic()
+    with pytest.raises(WarehouseUnavailable):
+        database.run(lambda _: (_ for _ in ()).throw(dbapi_error("57P01")))
+    assert time.monotonic() - began < 10
+    database.close()
+
+
+def test_times_are_read_in_utc_whatever_the_zone_of_the_database(postgres: Database) -> None:
+    query = text("SELECT CAST('0001-01-01 00:00:00Z' AS timestamptz), CAST('9999-12-31 23:59:59Z' AS timestamptz)")
+    with postgres.engine.connect() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.rollback()
+    for zone in ("Etc/GMT+12", "Pacific/Kiritimati"):
+        postgres.run(lambda c, zone=zone: c.execute(text(f"ALTER DATABASE \"{name}\" SET timezone = '{zone}'")))  # type: ignore[misc]
+        postgres.close()
+        assert postgres.read(lambda c: [value.year for value in c.execute(query).one()]) == [1, 9999]
+    postgres.run(lambda c: c.execute(text(f'ALTER DATABASE "{name}" RESET timezone')))
 
 
 def test_what_cannot_succeed_is_not_run_again(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -519,6 +520,43 @@ def test_a_session_that_always_fails_is_blamed_even_when_it_is_alone(
     assert rows(database, "SELECT attempts, error_kind FROM etl_queue") == [
         {"attempts": 1, "error_kind": "unavailable"}
     ]
+
+
+@pytest.mark.parametrize("page", ['{"status": "ok"}', "[]", '"hello"', '{"testSessionId": "' + uuid(99) + '"}'])
+def test_a_proxy_that_answers_everything_with_its_own_json_is_an_outage_and_no_sessions_fault(
+    make: Make, checkly: Simulator, database: Database, page: str
+) -> None:
+    enqueue(database, *range(1, 31))
+    checkly.add_fault(kind="status", status=200, body=page, headers={"Content-Type": "application/json"})
+    outcome = pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false"))
+    assert outcome.exit_code == 3
+    assert rows(database, "SELECT state, attempts, count(*) AS n FROM etl_queue GROUP BY 1, 2") == [
+        {"state": "queued", "attempts": 0, "n": 30}
+    ]
+
+
+def test_many_bodies_over_the_limit_are_dead_letters_and_hold_nobody_up(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    for number in range(1, 31):
+        checkly.put_test_session(detail(number, name="x" * (100_000 if number > 1 else 1)), entry(number))
+    etl = make(CHECKLY_ETL_CHECKLY__MAX_BODY="50 kB")
+    outcome = pipeline.sync(etl)
+    assert (outcome.exit_code, saved(outcome), outcome.counters["test_sessions_dead"]) == (1, 1, 29)
+    assert set(queue(database).values()) == {"dead"}
+
+
+def test_a_large_document_is_fetched_once_more_and_alone(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("etl.checkly", "etl.pipeline.drain"):
+        monkeypatch.setattr(sys.modules[module], "LARGE_BODY", 20_000)
+    for number in range(1, 21):
+        checkly.put_test_session(detail(number, name="x" * (30_000 if number % 2 else 1)), entry(number))
+    outcome = pipeline.sync(make())
+    assert (outcome.word, saved(outcome)) == ("ok", 20)
+    assert [fetches(checkly, number) for number in range(1, 21)] == [2, 1] * 10
+    assert queue(database) == {}
 
 
 # --- rate limits ------------------------------------------------------------------------------------------------

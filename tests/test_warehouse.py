@@ -624,6 +624,21 @@ def test_drift_adds_up(at: Callable[[float], Database]) -> None:
     assert timedelta(minutes=59) < found["last_seen_at"] - found["first_seen_at"] < timedelta(minutes=61)
 
 
+def test_names_that_are_new_every_time_do_not_fill_the_table_of_drift(
+    at: Callable[[float], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warehouse, "DRIFT_KEPT", 50)
+    for number in range(3):
+        drift = Drift()
+        for field_ in range(1000):
+            drift.note(TEST_SESSION, f"$.field{number}_{field_}", "1")
+        assert len(drift.found) == 100
+        at(number).run(lambda c, drift=drift: warehouse.save_drift(c, [drift]))  # type: ignore[misc]
+    paths = [row["json_path"] for row in rows(at(0), "SELECT json_path FROM etl_drift")]
+    assert len(paths) == 50
+    assert all(path.startswith("$.field2_") for path in paths), "the newest stay"
+
+
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
@@ -649,6 +664,18 @@ def test_a_run_counts_and_ends(at: Callable[[float], Database]) -> None:
     assert {name: ended[name] for name in warehouse.COUNTERS} == counters
     assert (ended["etl_run_id"], ended["outcome"], ended["error"]) == (run, "partial", "é")
     assert ended["finished_at"] == ended["heartbeat_at"] > ended["started_at"] + timedelta(hours=1.9)
+
+
+def test_the_newest_thousand_runs_are_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warehouse, "RUNS_KEPT", 5)
+    running = start(database)
+    for _ in range(12):
+        ended = start(database)
+        database.run(lambda c, run=ended: warehouse.update_run(c, run, {}, outcome="ok"))  # type: ignore[misc]
+    newest = start(database)
+    kept = {str(row["etl_run_id"]) for row in rows(database, "SELECT etl_run_id FROM etl_runs")}
+    assert len(kept) == 6
+    assert {running, newest} < kept, "one that goes on is never forgotten"
 
 
 def test_a_run_whose_process_has_died_is_interrupted_and_a_living_one_is_not(database: Database) -> None:

@@ -137,8 +137,9 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
 
     def start(connection: Connection) -> tuple[str, bool]:
         session_queue.release_dead(connection)
-        is_set_back = warehouse.clock_was_set_back(connection)
+        is_set_back = any(verbs.is_ahead(connection) for verbs in (warehouse, accounts, session_queue))
         if is_set_back:
+            warehouse.forget_future(connection)
             session_queue.forget_future(connection, etl.settings.export.lease)
             accounts.forget_future(connection, etl.settings.export.lease)
         return warehouse.start_run(connection, command), is_set_back
