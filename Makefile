@@ -12,12 +12,13 @@ LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check static lock clean
+.PHONY: help demo test torture check static lock clean
 
 help:
 	@echo "make demo    simulated test sessions, exported into ./demo/warehouse.db, in a minute"
 	@echo "make test    all tests, on SQLite and PostgreSQL   (PYTEST_ARGS='-k inbox' for some)"
 	@echo "make check   what must pass before a commit: make static, then all tests"
+	@echo "make torture tests/torture at length: kills, crashes, cuts, full disks, hostile documents (an hour)"
 	@echo "make static  ruff, mypy, import-linter and alembic check"
 	@echo "make lock    write requirements/*.txt anew (LOCK_ARGS=--upgrade for newer versions)"
 	@echo "make clean   delete what these targets made"
@@ -30,6 +31,10 @@ demo: .venv/.run
 
 test: .venv/.dev
 	@$(PYTEST) -q $(PYTEST_ARGS)
+
+# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 10 in .ci/run).
+torture: .venv/.dev
+	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q --durations=20 tests/torture $(PYTEST_ARGS)
 
 check: static
 	@echo "== pytest (warnings are errors)"

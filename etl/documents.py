@@ -116,7 +116,7 @@ def with_short_texts(document: Document) -> tuple[bytes | bytearray, bool]:
     short = bytearray()
     copied = 0
     for string in _STRING.finditer(text):
-        if string.end() - string.start() > LONGEST_TEXT:
+        if string.end() - string.start() - 2 > LONGEST_TEXT:  # without its quotes
             short += memoryview(text)[copied : string.start() + 1]
             short += _cut(bytes(memoryview(text)[string.start() + 1 : string.start() + 1 + LONGEST_TEXT]))
             copied = string.end() - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -336,3 +337,53 @@ def test_children_go_with_their_session_and_nothing_refers_to_the_tables_of_oper
             if key.referred_table is tables.test_sessions:
                 assert key.ondelete == "CASCADE"
                 assert next(iter(table.primary_key.columns)).name == "test_session_id"
+
+
+# --- long texts ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    texts=st.lists(
+        st.text(st.sampled_from(["a", '"', "\\", "\n", "é", "😀", "\u0000", "{", ",", "\ud800"]), max_size=60),
+        max_size=6,
+    ),
+    is_ascii=st.booleans(),
+    space=st.sampled_from([None, 2, 30]),
+)
+def test_a_long_text_is_cut_to_its_beginning_and_nothing_else_changes(
+    texts: list[str], is_ascii: bool, space: int | None
+) -> None:
+    value = {f"key {number}": [text, number] for number, text in enumerate(texts)}
+    try:
+        body = json.dumps(value, ensure_ascii=is_ascii, indent=space).encode()
+    except UnicodeEncodeError:
+        is_ascii = True
+        body = json.dumps(value, indent=space).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "LONGEST_TEXT", 20)
+        short, is_cut = documents.with_short_texts(documents.read(body))
+    found = documents.decode_part(short, dict[str, tuple[str, int]])
+    assert list(found) == list(value)
+    for text, (kept, number) in zip(texts, found.values(), strict=True):
+        whole = documents.storable(text)
+        assert value[f"key {number}"] == [text, number]
+        assert whole.startswith(kept)
+        assert len(kept.encode()) <= 20
+        written = len(json.dumps(text, ensure_ascii=is_ascii).encode(errors="surrogatepass")) - 2
+        if written <= 20:
+            assert kept == whole
+        elif kept != whole:
+            assert is_cut
+
+
+def test_a_text_of_60_mb_takes_no_memory_of_its_own_size() -> None:
+    body = b'{"name": "' + "😀".encode() * 15_000_000 + b'", "n": 1}'
+    document = documents.known(body)
+    tracemalloc.start()
+    short, is_cut = documents.with_short_texts(document)
+    assert documents.decode_part(short, dict[str, object])["n"] == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert is_cut
+    assert peak < 40_000_000
