@@ -64,17 +64,16 @@ def forget_future(connection: Connection, lease: timedelta) -> None:
     """The clock was set back: pauses, grants and leases until times that it had reached once are of no account."""
     moment = now(connection)
     for account_id in sorted(known(connection)):
-        connection.execute(delete(etl_rate_grants).where(_g.account_id == account_id, _g.granted_at > moment))
-        connection.execute(
-            update(etl_accounts)
-            .where(_a.account_id == account_id, _a.paused_until > moment)
-            .values(paused_until=None)
-        )
-        connection.execute(
-            update(etl_accounts)
-            .where(_a.account_id == account_id, _a.discovery_leased_until > moment + lease)
-            .values(discovery_leased_until=moment)
-        )
+        # Calls that were granted then may have been made a second ago: they count from now on.
+        ahead = and_(_g.account_id == account_id, _g.granted_at > moment)
+        calls = connection.execute(select(func.coalesce(func.sum(_g.calls), 0)).where(ahead)).scalar_one()
+        connection.execute(delete(etl_rate_grants).where(ahead))
+        if calls:
+            _count(connection, account_id, moment, int(calls))
+        is_it = _a.account_id == account_id
+        connection.execute(update(etl_accounts).where(is_it, _a.paused_until > moment).values(paused_until=None))
+        is_too_long = _a.discovery_leased_until > moment + lease
+        connection.execute(update(etl_accounts).where(is_it, is_too_long).values(discovery_leased_until=moment))
 
 
 # --- rate budget ----------------------------------------------------------------------------------------------

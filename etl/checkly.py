@@ -243,6 +243,8 @@ class Client:
     def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> tuple[list[Document], str | None]:
         try:
             return self._get("/v1/test-sessions", params, what, _entries_and_cursor, tries=tries)
+        except PayloadError as error:
+            raise PayloadError(error.json_path, f"{error.reason} ({what})") from None
         except Forbidden as error:
             raise AccessDenied(
                 f"the API refuses account {self.account_id} (403); check the account id, and that the key in "

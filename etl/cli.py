@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError
-from etl.terminal import Bar, Redactor, set_up_logging
+from etl.terminal import Bar, Redactor, one_line, set_up_logging
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -65,7 +65,7 @@ def _failed(
     problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool, outcome: str = "failed"
 ) -> int:
     for problem in problems:
-        print(redactor.hide(f"checkly-etl: {problem}"), file=sys.stderr)
+        print(redactor.hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     if wants_json:
         _print_json({"outcome": outcome, "error": redactor.hide("; ".join(problems)) or None, "exit_code": exit_code})
     return exit_code
@@ -81,9 +81,9 @@ def _done(
         print(hide(_as_text({**outcome, "exit_code": code, **value})))
     else:
         for line in text:
-            print(hide(line))
+            print(hide(one_line(line)))
     for problem in problems:
-        print(hide(f"checkly-etl: {problem}"), file=sys.stderr)
+        print(hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     return code
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -28,7 +29,8 @@ class Redactor:
     def learn(self, secrets: Iterable[str]) -> None:
         """Hide these from now on. Very short ones would hide ordinary words, and are left alone."""
         known = {s for s in secrets if len(s) >= 4}
-        written = {form for s in known for form in (quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
+        in_json = {json.dumps(s, ensure_ascii=is_ascii)[1:-1] for s in known for is_ascii in (True, False)}
+        written = in_json | {form for s in known for form in (quote(s, safe=""), repr(s)[1:-1])}
         self._secrets = sorted({*self._secrets, *known, *written}, key=len, reverse=True)
 
     def hide(self, text: str) -> str:
@@ -38,6 +40,14 @@ class Redactor:
         return text
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """What the API says can forge no line of a log, and command no terminal."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, redactor: Redactor, style: str) -> None:
         super().__init__()
@@ -45,7 +55,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        message = record.getMessage()
+        message = one_line(record.getMessage())
         trace = self.formatException(record.exc_info) if record.exc_info else None
         if self._style_name == "json":
             line: dict[str, str] = {"time": moment, "level": record.levelname.lower(), "message": message}
@@ -74,8 +84,8 @@ def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Red
     for library in ("psycopg", "urllib3", "sqlalchemy", "alembic"):
         theirs = logging.getLogger(library)
         theirs.handlers, theirs.propagate = [handler], False
-        # What psycopg warns of, a connection that is lost, we say ourselves where it matters.
-        theirs.setLevel(logging.ERROR if library == "psycopg" else logging.WARNING)
+        # What these warn of (lost connections, headers that are none) we say ourselves where it matters.
+        theirs.setLevel(logging.ERROR if library in ("psycopg", "urllib3") else logging.WARNING)
 
 
 class Bar:

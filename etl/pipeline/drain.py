@@ -82,9 +82,14 @@ class _Brought:
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    claim: Claim
-    rows: TestSessionRows
+    work: _Work
+    rows: TestSessionRows  # without results and executions if the document is large
     detail: Document
+    results: int
+
+    @property
+    def claim(self) -> Claim:
+        return self.work.claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,16 +291,25 @@ class _Drain:
         if item.document is None:
             return _Failed(work.claim, item.error or AssertionError("neither document nor error"))
         try:
-            rows = normalize.normalize_test_session(
-                item.document,
-                test_session_id=work.claim.test_session_id,
-                account_id=self._run.account.id,
-                summary=work.summary,
-                held=work.held,
-            )
+            rows = self._rows(work, item.document)
         except Exception as error:  # noqa: BLE001 - bugs are raised at the end of the drain
             return _Failed(work.claim, error, item.document)
-        return _Fetched(work.claim, rows, item.document)
+        results = len(rows.results or ())
+        if item.size > LARGE_BODY:
+            rows.results = rows.executions = None  # made anew to be saved, and gone before the payload is
+        return _Fetched(work, rows, item.document, results)
+
+    def _rows(self, work: _Work, document: Document) -> TestSessionRows:
+        return normalize.normalize_test_session(
+            document,
+            test_session_id=work.claim.test_session_id,
+            account_id=self._run.account.id,
+            summary=work.summary,
+            held=work.held,
+        )
+
+    def _rows_to_save(self, item: _Fetched) -> TestSessionRows:
+        return self._rows(item.work, item.detail) if len(item.detail.body) > LARGE_BODY else item.rows
 
     def _answered(self, batch: _Batch) -> None:
         """The API works, so what failed since its last answer was the session's own fault."""
@@ -319,7 +333,11 @@ class _Drain:
         self._record(batch)
 
     def _outage(self) -> ApiDown:
-        last = str(self._suspects[-1].error) if self._suspects else "no answer"
+        last = "no answer"
+        if self._suspects:
+            suspect = self._suspects[-1]
+            id_ = suspect.claim.test_session_id
+            last = str(suspect.error) if id_ in str(suspect.error) else f"test session {id_}: {suspect.error}"
         return ApiDown(
             f"the API does not work, the last {self._run.failures_in_a_row} calls failed ({last}); "
             "nothing is lost, run again when it is back"
@@ -394,7 +412,7 @@ class _Drain:
         ours = session_queue.lock(connection, batch.claims)
         moment = now(connection)
         fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
-        saved = save_test_sessions(connection, [item.rows for item in fetched], self._run.etl_run_id)
+        saved = save_test_sessions(connection, [self._rows_to_save(item) for item in fetched], self._run.etl_run_id)
         if self._export.keep_payloads:
             kept = [
                 payload
@@ -508,9 +526,7 @@ class _Drain:
                 continue
             session = item.rows.test_session
             verb = "exported" if id_ in recorded.saved.changed else "unchanged:"
-            logger.info(
-                "%s test session %s %s, %d results", verb, id_, session["status"], len(item.rows.results or ())
-            )
+            logger.info("%s test session %s %s, %d results", verb, id_, session["status"], item.results)
             groups = {*(item.rows.error_group_ids or ()), *(group for _, group in item.rows.result_error_groups)}
             if id_ in recorded.saved.changed:
                 for group in groups:

@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -27,7 +27,14 @@ from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, Program, Run, environment, rows
 from tests.documents import detail, uuid
-from tests.torture.harness import WAREHOUSE_PASSWORD, Workers, rows_that_hold, wait_until, with_password
+from tests.torture.harness import (
+    WAREHOUSE_PASSWORD,
+    Workers,
+    make_due,
+    rows_that_hold,
+    wait_until,
+    with_password,
+)
 from tests.torture.servers import OwnPostgres
 
 KEY = "cu_" + r"""k"e\y'+/%2F=<é>&$!"""  # all that a header takes and a format may escape
@@ -245,7 +252,7 @@ def test_an_api_that_repeats_the_key_in_its_answer_makes_nobody_see_it(where: st
 
 def test_an_api_that_writes_the_key_into_its_documents_makes_nobody_see_it(discreet: Discreet) -> None:
     """What a document says is the API's data, and stays in the rows of that document as received; but no log,
-    message, status or table of the exporter's own (queue, runs, drift) repeats it."""
+    message, status or table of the exporter's own (queue, runs) repeats it. Drift is an example of a document."""
     good = detail(1, name=KEY, status=KEY, x=f"Bearer {KEY}", metadata={"branchName": KEY, KEY: KEY})
     bad = detail(2, errorGroupIds=[KEY], testSessionLink=KEY)
 
@@ -262,7 +269,7 @@ def test_an_api_that_writes_the_key_into_its_documents_makes_nobody_see_it(discr
             discreet("sync", *style)
         for command in (("status",), ("dead", "list"), ("dead", "show", uuid(2)), ("replay",)):
             discreet.in_every_style(*command)
-    documents = ("test_sessions", "test_session_results", "check_executions", "etl_payloads")
+    documents = ("test_sessions", "test_session_results", "check_executions", "etl_payloads", "etl_drift")
     holds_no_secret(discreet.env["CHECKLY_ETL_WAREHOUSE_URL"], but=documents)
 
 
@@ -418,6 +425,8 @@ def test_a_bug_tells_no_secret_and_no_data(
                 assert run.code == 1
                 assert "a bug in checkly-etl" in run.err
                 assert "Failing row contains" not in run.err, "data has no place in a log"
+                with closing(Database(url)) as database:
+                    make_due(database)
         holds_no_secret(url)
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
