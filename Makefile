@@ -34,7 +34,7 @@ test: .venv/.dev
 
 # CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 10 in .ci/run).
 torture: .venv/.dev
-	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q --durations=20 tests/torture $(PYTEST_ARGS)
+	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q tests/torture $(PYTEST_ARGS)
 
 check: static
 	@echo "== pytest (warnings are errors)"

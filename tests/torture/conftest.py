@@ -8,8 +8,52 @@ import pytest
 
 from etl import pipeline
 from etl.simulator import Simulator, World
-from tests.torture.harness import Content, everything
+from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, everything
 from tests.torture.servers import OwnPostgres
+
+# What `make test` takes of all this, in a minute; `.ci/run` and `make torture` take the whole.
+IN_SHORT = (
+    "test_a_killed_export_that_is_run_again",
+    "test_workers_of_all_kinds_share_the_work",
+    "test_the_first_test_sessions_decoded_by_eight_threads",
+    "test_a_commit_whose_answer_is_cut_off_neither_doubles_nor_loses_anything[backfill-done]",
+    "test_a_network_that_cuts_connections_to_postgresql",
+    "test_a_disk_that_fills_up",
+    "test_everything_arrives_though_40_percent",
+    "test_a_refusal_reaches_as_far",
+    "test_each_fuzzed_document_ends",
+    "test_the_first_burst_of_three_processes",
+    "test_a_429_pauses_every_process",
+    "test_a_week_of_passes",
+    "test_a_clock_that_was_ahead",
+    "test_each_account_has_its_key",
+    "test_a_link_that_names_another_configured_account",
+    "test_the_retention_guard_counts",
+    "test_a_signal_at_any_moment",
+    "test_max_time_ends_a_pass_that_waits",
+    "test_settings_that_are_wrong_tell_no_secret",
+    "test_an_api_that_repeats_the_key",
+)
+# The same on both databases, as far as anybody can tell: once is enough but for `make torture`.
+ON_ONE_ENGINE = (
+    "test_an_account_in_trouble_does_not_stop_the_others",
+    "test_an_outage_of_any_kind_ends_the_pass_soon",
+    "test_429s_without_retry_after_pause",
+    "test_a_pause_of_one_account",
+    "test_checkly_that_refuses_connections",
+    "test_a_link_that_names_another",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what this run is too short for."""
+    for item in items:
+        if "tests/torture" not in item.path.as_posix() or IS_AT_LENGTH:
+            continue
+        if TIMES < 10 and not item.name.startswith(IN_SHORT):
+            item.add_marker(pytest.mark.skip(reason="in .ci/run and in make torture"))
+        elif item.name.startswith(ON_ONE_ENGINE) and "sqlite" in item.name:
+            item.add_marker(pytest.mark.skip(reason="on SQLite as well in make torture"))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from etl.tables import metadata
 from tests.conftest import CONTENT_TABLES, KEY, content, environment, rows
 
 TIMES = int(os.environ.get("CHECKLY_ETL_TORTURE", "2"))  # of each torture
+IS_AT_LENGTH = TIMES >= 50  # `make torture`: both engines everywhere, everything in full size
 WAREHOUSE_PASSWORD = "warehouse-password-of-the-tests"
 SECRETS = (KEY, WAREHOUSE_PASSWORD)
 
@@ -191,6 +192,7 @@ def wait_until(condition: Any, timeout: float = 30.0, every: float = 0.02) -> No
 
 __all__ = [
     "CONTENT_TABLES",
+    "IS_AT_LENGTH",
     "SECRETS",
     "TIMES",
     "WAREHOUSE_PASSWORD",

@@ -364,7 +364,7 @@ def test_a_commit_whose_answer_is_cut_off_neither_doubles_nor_loses_anything(
     wanted, commits = _with_a_cut_at(0, command, after, server_url, tiny, make_etl_at)
     assert commits >= 6
     problems: list[str] = []
-    for number in range(1, commits + 1, 1 if TIMES >= 10 else 2):
+    for number in range(1, commits + 1, 1 if TIMES >= 50 else 2):
         found, _ = _with_a_cut_at(number, command, after, server_url, tiny, make_etl_at)
         different = [name for name in wanted if found[name] != wanted[name]]
         problems += [f"commit {number} of {commits}: {name}: {found[name]}" for name in different]
