@@ -39,9 +39,21 @@ ON_ONE_ENGINE = (
     "test_an_account_in_trouble_does_not_stop_the_others",
     "test_an_outage_of_any_kind_ends_the_pass_soon",
     "test_429s_without_retry_after_pause",
+    "test_a_429_pauses_every_process",
+    "test_retries_are_paid",
+    "test_the_pause_of_one_429",
+    "test_a_pause_beyond_five_minutes",
     "test_a_pause_of_one_account",
+    "test_all_three_in_trouble",
+    "test_a_budget_that_is_spent",
     "test_checkly_that_refuses_connections",
-    "test_a_link_that_names_another",
+    "test_checkly_behind_a_network",
+    "test_a_link_",
+    "test_the_retention_guard_counts",
+    "test_a_signal_in_the_middle",
+    "test_max_time_ends_a_pass",
+    "test_a_refusal_reaches_as_far",
+    "test_one_account_in_trouble",
 )
 
 

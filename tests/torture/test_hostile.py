@@ -264,7 +264,7 @@ def _dead(database: Database) -> list[str]:
 def test_fuzzed_error_groups_hold_up_no_session_and_no_other_group(
     new_warehouse: Callable[[str], str], checkly: RawCheckly, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count = 40 * TIMES
+    count = 20 * min(TIMES, 10)
     wrongs = {}
     for number in range(1, count + 1):
         id_ = uuid(0xE000 + number)
@@ -446,17 +446,17 @@ ESCAPES = rb"\ud83d\udca5\u0000\ud800x\udc00" * 20 + b"%d"  # emojis, NUL and ha
 
 
 def many_results(checkly: RawCheckly, scale: float) -> None:
-    for number in range(1, 9 if IS_AT_LENGTH else 4):
+    for number in range(1, 9 if IS_AT_LENGTH else 3):
         checkly.details[uuid(number)] = large(number, int(100_000 * scale), name=b"%d " + b"a long name " * 8)
 
 
 def just_below_large(checkly: RawCheckly, scale: float) -> None:
-    for number in range(1, 17):
-        checkly.details[uuid(number)] = large(number, int(8_300 * max(scale, 0.5)))
+    for number in range(1, 17 if scale == 1 else 5):
+        checkly.details[uuid(number)] = large(number, int(8_300 * max(scale, 0.3)))
 
 
 def full_of_escapes(checkly: RawCheckly, scale: float) -> None:
-    for number in range(1, 5):
+    for number in range(1, 5 if scale == 1 else 3):
         checkly.details[uuid(number)] = large(number, int(52_000 * scale), name=ESCAPES)
     for number in range(5, 13):
         checkly.details[uuid(number)] = large(number, int(3_400 * scale), name=ESCAPES)
@@ -513,7 +513,7 @@ LOADS = {
 def test_memory_stays_under_400_mb_with_the_largest_documents_at_once(
     load: str, new_warehouse: Callable[[str], str], engine_name: str
 ) -> None:
-    """All of them in `make torture`; in CI those of many results, three of the largest."""
+    """All of them in `make torture`; in CI those of many results, two of the largest."""
     if not IS_AT_LENGTH and load != "many_results":
         pytest.skip("in make torture")
     scale, limit = 1.0, LIMIT

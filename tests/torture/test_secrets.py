@@ -582,7 +582,7 @@ def test_neither_the_process_list_nor_the_database_servers_shows_a_secret(
         assert worker.wait(30) == 143
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_killed_while_it_waits_tells_no_secret(
     number: signal.Signals, new_warehouse: Callable[[str], str], small_world: World
 ) -> None:
