@@ -91,11 +91,12 @@ def _without_unstorable(text: bytes) -> bytes | bytearray:
     """The same JSON with U+FFFD in the place of NUL and lone surrogates, of the same length."""
     if not _MAY_BE_UNSTORABLE.search(text):
         return text
-    replaced = bytearray(text)
+    replaced: bytearray | None = None
     for escape in _ESCAPE.finditer(text):
         if escape[1] is not None:
+            replaced = bytearray(text) if replaced is None else replaced
             replaced[escape.start(1) : escape.end(1)] = b"ufffd"
-    return replaced
+    return text if replaced is None else replaced
 
 
 def known(body: bytes) -> Document:
@@ -160,7 +161,8 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 def items(document: Document, field: str | None = None) -> list[Document]:
     """The items of the array that the document is, or has as `field`, each as received. Raises PayloadError."""
     path = "$" if field is None else f"$.{field}"
-    whole: msgspec.Raw | bytes | bytearray = _without_unstorable(document.body)
+    clean = _without_unstorable(document.body)
+    whole: msgspec.Raw | bytes | bytearray = clean
     try:
         if field is not None:
             fields = decode_part(whole, dict[str, msgspec.Raw])
@@ -170,7 +172,7 @@ def items(document: Document, field: str | None = None) -> list[Document]:
         raws = decode_part(whole, list[msgspec.Raw])
     except PayloadError as error:
         raise PayloadError(path if error.reason.startswith("Expected `array`") else "$", error.reason) from None
-    if not _MAY_BE_UNSTORABLE.search(document.body):
+    if clean is document.body:
         return [known(bytes(raw)) for raw in raws]
     return [known(text) for text in _items_as_received(document.text, field)]
 
