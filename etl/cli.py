@@ -78,7 +78,7 @@ def _done(
     hide = arguments.redactor.hide  # what the API told may hold what it was told
     if arguments.json:
         outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
-        print(hide(_as_text({**outcome, "exit_code": code, **value})))
+        _print_json(_hidden({**outcome, "exit_code": code, **value}, hide))
     else:
         for line in text:
             print(hide(one_line(line)))
@@ -359,29 +359,38 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
             raise ConfigError(later)
     stop = threading.Event()
     # The signals last longer than the database: closing it is not to be interrupted.
-    with (
-        _Signals(stop, settings.schedule.grace.total_seconds()) as signals,
-        _database(settings, stop=stop) as database,
-    ):
-        etl = Etl(settings, database, user_agent=_user_agent(), stop=stop, progress=arguments.bar or Silent())
-
-        def end_of_time() -> None:
-            etl.time_is_up = True
-            stop.set()
-
-        timer = threading.Timer(max_time.total_seconds(), end_of_time) if max_time else None
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
+    with _Signals(stop, settings.schedule.grace.total_seconds()) as signals:
         try:
-            yield etl, signals
+            with _database(settings, stop=stop) as database, _alarm(max_time) as alarm:
+                etl = Etl(settings, database, user_agent=_user_agent(), stop=stop, progress=arguments.bar or Silent())
+                alarm.append(etl)
+                yield etl, signals
         except EtlError:
             if signals.number is not None:  # what failed was no longer waited for
                 raise _Signalled(signals.number) from None
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+
+
+@contextmanager
+def _alarm(max_time: timedelta | None) -> Iterator[list[Etl]]:
+    """Stops what is put into the list when the time is up."""
+    stopped: list[Etl] = []
+
+    def end_of_time() -> None:
+        for etl in stopped:
+            etl.time_is_up = True
+            etl.stop.set()
+
+    if max_time is None:
+        yield stopped
+        return
+    timer = threading.Timer(max_time.total_seconds(), end_of_time)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield stopped
+    finally:
+        timer.cancel()
 
 
 def _later_releases(settings: Settings) -> list[str]:
@@ -549,11 +558,16 @@ _ADVICE_ELSE = "dead retry ID to try again, dead discard ID to give it up"
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
-    print(_as_text(value))
+    print(json.dumps(value, default=_as_json, ensure_ascii=False))
 
 
-def _as_text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, default=_as_json, ensure_ascii=False)
+def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    """The texts in a value without secrets; its keys are ours."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, Mapping):
+        return {key: _hidden(item, hide) for key, item in value.items()}
+    return [_hidden(item, hide) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_json(value: object) -> Any:

@@ -7,9 +7,9 @@ Facts that shape it:
 - Nothing here needs session state, so PgBouncer in transaction mode works: no server-side prepared
   statements, `SET LOCAL` only.
 - A COMMIT whose answer was lost may have taken place: the server is asked, and only if not is the work done again.
-- A server that restarts is waited for, once it has answered; one that says nothing at all is given up on: a hung
-  connection would hang the process, and a daemon for ever. Locks of others are waited for, but not for ever either,
-  and a client that stands still in a transaction loses it.
+- A server that restarts is waited for, once it has answered; one that does not answer for minutes is given up on: a
+  hung connection would hang the process, and a daemon for ever. Locks of others are waited for, but not for ever
+  either, and a client that stands still in a transaction loses it.
 - Python's sqlite3 opens no transaction for DDL, and a read that turns into a write fails at once with
   "database is locked" whatever busy_timeout says; so we say `BEGIN` ourselves, and `BEGIN IMMEDIATE`
   for every transaction that may write.
@@ -53,7 +53,8 @@ RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a rest
 STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
 LONGEST_RETRY_WAIT = 2.0
 CLOCK_TOLERANCE = timedelta(minutes=1)  # a time that lies further ahead was written before the clock was set back
-SILENCE_SECONDS = 300  # of the server, in the middle of a statement: the connection is dead
+STATEMENT_SECONDS = 300  # after which the answer to a statement is not waited for: the connection is dead
+MIGRATION_SECONDS = 12 * 3600  # the same where a table may be rebuilt
 # A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO
 # style only, and no times at the ends of time in zones other than UTC.
 _LOCAL_SETTINGS = (
@@ -110,11 +111,13 @@ class Database:
         connection.info.pop("moment", None)
         options = connection.get_execution_options()
         if self.is_sqlite:
-            if options.get("sqlite_migration"):
+            if options.get("is_migration"):
                 connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
                 connection.exec_driver_sql("PRAGMA legacy_alter_table=ON")
             self._begin_sqlite(connection, options.get("sqlite_begin", "BEGIN"))
             return
+        driver: Any = connection.connection.dbapi_connection
+        driver.patience = MIGRATION_SECONDS if options.get("is_migration") else STATEMENT_SECONDS
         settings = _LOCAL_SETTINGS
         if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
@@ -175,7 +178,7 @@ class Database:
         """
         with _translated(self.name), self._writer.connect() as connection:
             try:
-                with connection.execution_options(sqlite_migration=True).begin():
+                with connection.execution_options(is_migration=True).begin():
                     yield connection
                     if self.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
                         raise AssertionError("the migration left rows whose foreign keys point nowhere")
@@ -316,16 +319,18 @@ def _postgresql_engine(url: URL, connections: int) -> Engine:
 
 
 class _Connection(psycopg.Connection[Any]):
-    """Gives up on a server that says nothing in the middle of a statement."""
+    """Gives up on a server that does not answer: a hung connection would hang the process."""
+
+    patience: float = STATEMENT_SECONDS
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
-            return super().wait(gen, interval, timeout or SILENCE_SECONDS)
+            return super().wait(gen, interval, timeout or self.patience)
         except psycopg.errors._WaitTimeout:
             if timeout is not None:
                 raise
             self.close()
-            raise psycopg.OperationalError(f"the server has said nothing for {SILENCE_SECONDS} s") from None
+            raise psycopg.OperationalError(f"no answer within {self.patience:g} s") from None
 
 
 def _is_connecting(error: BaseException | None) -> bool:
@@ -402,7 +407,7 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={'rwc' if create else 'rw'}",
             uri=True,
-            timeout=0.2,  # `_begin_sqlite` waits for longer
+            timeout=SQLITE_BUSY_SECONDS,  # until the last line of what follows
             isolation_level=None,  # we say BEGIN ourselves
             check_same_thread=False,
         )
@@ -413,6 +418,7 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
             # With WAL, NORMAL loses nothing when a process dies; a power cut may undo the newest transactions
             # as a whole, rows and ack together, so they are simply fetched again.
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA busy_timeout=200")  # `_begin_sqlite` waits for longer
         except sqlite3.Error:
             connection.close()
             raise

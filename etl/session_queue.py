@@ -313,8 +313,10 @@ def forget_future(connection: Connection, lease: timedelta) -> None:
     query = select(_q.test_session_id).where(is_ahead).order_by(_q.test_session_id).with_for_update()
     for some in chunks(connection.execute(query).scalars().all()):
         _free(connection, some, moment)
-        # How long it has been waiting is not known any more: from now on.
-        connection.execute(update(etl_queue).where(_ids(some), _q.enqueued_at > moment).values(enqueued_at=moment))
+    # How long a row has been waiting is not known any more, of whatever state: from now on.
+    query = select(_q.test_session_id).where(_q.enqueued_at > moment).order_by(_q.test_session_id).with_for_update()
+    for some in chunks(connection.execute(query).scalars().all()):
+        connection.execute(update(etl_queue).where(_ids(some)).values(enqueued_at=moment))
 
 
 def _free(connection: Connection, ids: Sequence[str], moment: datetime) -> None:

@@ -223,9 +223,9 @@ def test_a_commit_without_an_answer_is_asked_about_and_done_once(postgres: Datab
 
 
 def test_a_server_that_falls_silent_is_given_up_on(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.database.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("etl.database.STATEMENT_SECONDS", 0.3)
     monkeypatch.setattr("etl.database.RETRY_SECONDS", 0.1)
-    with pytest.raises(WarehouseUnavailable, match="said nothing"):
+    with pytest.raises(WarehouseUnavailable, match="no answer within"):
         postgres.run(lambda c: c.execute(text("SELECT pg_sleep(60)")))
     monkeypatch.undo()
     assert postgres.run(lambda c: c.execute(text("SELECT 1")).scalar_one()) == 1

@@ -153,7 +153,8 @@ class _Drain:
                 if time.monotonic() - max(claimed_at, renewed_at) > lease:
                     # Nothing moved for a whole lease (a long pause, say): what has not begun is anybody's now.
                     self._record(_Batch(released=self._not_begun()))
-                if not self._waiting and len(self._flying) <= self._export.concurrency:
+                has_room = len(self._flying) <= self._export.concurrency > len(self._large)
+                if not self._waiting and has_room:
                     self._waiting.extend(self._claim())
                     claimed_at = time.monotonic()
                 while self._waiting and len(self._flying) < 2 * self._export.concurrency:
@@ -169,6 +170,7 @@ class _Drain:
                     brought = deque(future.result() for future in done)
                     alone = None if alone in done else alone
                     done.clear()  # a future holds its document
+                    del future
                     self._record_all(brought)
                     progressed = True
                 if progressed and time.monotonic() - renewed_at > lease / 3:
