@@ -497,3 +497,9 @@ def test_a_refused_key_is_named_by_its_account_and_variable(program: Program, si
     run = program("sync")
     assert ACCOUNT in run.err
     assert "CHECKLY_API_KEY" in run.err
+
+
+def test_a_password_that_is_a_common_word_changes_no_key_of_a_json_object(program: Program) -> None:
+    run = program("status", "--json", HTTP_PROXY="http://u:test@127.0.0.1:1", HTTPS_PROXY="http://u:null@127.0.0.1:1")
+    assert {"test_sessions", "outcome", "error"} <= run.json.keys()
+    assert run.json["error"] is None

@@ -552,3 +552,23 @@ def test_rows_are_as_the_database_has_them(database: Database) -> None:
     enlist(database, entry(1))
     (found,) = rows(database, "SELECT state, priority, source, attempts, claim_token FROM etl_queue")
     assert found == {"state": "queued", "priority": 0, "source": "discovery", "attempts": 0, "claim_token": None}
+
+
+# --- a clock that was set back ----------------------------------------------------------------------------------
+
+
+def test_rows_of_any_state_written_in_the_future_are_told_once(at: Callable[[float], Database]) -> None:
+    tomorrow = at(24)
+    tomorrow.run(lambda c: session_queue.enqueue(c, [id_(number) for number in range(1, 5)]))
+    claims = tomorrow.run(
+        lambda c: session_queue.claim(c, account_id=ACCOUNT, limit=3, lease=timedelta(minutes=5), is_default=True)
+    )
+    dead = session_queue.Failure(claims[0].test_session_id, "payload", "x")
+    tomorrow.run(lambda c: session_queue.bury(c, {dead: 1}))
+    tomorrow.run(lambda c: session_queue.release(c, claims[1:2]))
+    today = at(0)
+    assert today.run(session_queue.is_ahead)
+    today.run(lambda c: session_queue.forget_future(c, timedelta(minutes=5)))
+    assert not today.run(session_queue.is_ahead)
+    assert today.run(lambda c: session_queue.count_due(c, ACCOUNT, is_default=True)) == 3
+    assert [letter.state for letter in today.run(session_queue.dead_letters)] == ["dead"]
