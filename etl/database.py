@@ -66,7 +66,13 @@ _LOCAL_SETTINGS = (
 _TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
 
 
-_TRANSACTION = "SELECT CAST(pg_current_xact_id_if_assigned() AS text)"  # null: nothing was written
+# The number is null where nothing was written; the server's start tells a crash.
+_TRANSACTION = "SELECT CAST(pg_current_xact_id_if_assigned() AS text), CAST(pg_postmaster_start_time() AS text)"
+_BECAME = """
+    SELECT CASE WHEN CAST(:number AS xid8) < pg_snapshot_xmax(pg_current_snapshot())
+                THEN pg_xact_status(CAST(:number AS xid8)) ELSE 'never begun' END,
+           CAST(pg_postmaster_start_time() AS text)
+"""
 
 
 class Database:
@@ -205,13 +211,14 @@ class Database:
         first_failure: float | None = None
         wait = 0.05
         while True:
-            transaction: str | None = None  # set when only its COMMIT is left
+            transaction: tuple[str | None, str] = (None, "")  # set when only its COMMIT is left
             results: list[T] = []
             try:
                 with begin() as connection:
                     results.append(work(connection))
                     if not self.is_sqlite:
-                        transaction = connection.exec_driver_sql(_TRANSACTION).scalar_one()
+                        number, start = connection.exec_driver_sql(_TRANSACTION).one()
+                        transaction = (number, start)
                 self._has_answered = True
                 return results[0]
             except WarehouseUnavailable as error:
@@ -219,7 +226,7 @@ class Database:
                     raise
                 first_failure = first_failure or time.monotonic()
                 limit = STOPPED_RETRY_SECONDS if self._stop.is_set() else RETRY_SECONDS
-                if transaction is not None and self._was_committed(transaction):
+                if transaction[0] is not None and self._was_committed(*transaction):
                     return results[0]
                 if time.monotonic() - first_failure + wait > limit:
                     raise
@@ -227,16 +234,23 @@ class Database:
                 time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
                 wait = min(2 * wait, LONGEST_RETRY_WAIT)
 
-    def _was_committed(self, transaction: str) -> bool:
-        """Whether a transaction whose COMMIT was not answered took place; waited for until it is known."""
-        query = text("SELECT pg_xact_status(CAST(:transaction AS xid8))")
+    def _was_committed(self, number: str | None, server_start: str) -> bool:
+        """Whether a transaction whose COMMIT was not answered took place; waited for until it is known.
+
+        A server that crashed in between may have given the number to another one: then nobody knows.
+        """
         end = time.monotonic() + RETRY_SECONDS
         while True:
-            state = self.read(lambda c: c.execute(query, {"transaction": transaction}).scalar_one())
-            if state != "in progress":
-                return bool(state == "committed")
-            if time.monotonic() > end:
-                raise WarehouseUnavailable(f"warehouse {self.name}: a transaction was begun and does not end")
+            state, start = self.read(lambda c: tuple(c.execute(text(_BECAME), {"number": number}).one()))
+            if state == "committed" and start == server_start:
+                return True
+            if state not in ("committed", "in progress"):
+                return False
+            if state == "committed" or time.monotonic() > end:
+                raise WarehouseUnavailable(
+                    f"warehouse {self.name}: the connection was lost at the end of a transaction, and nobody can "
+                    "tell whether that took place; nothing is lost, run again"
+                )
             time.sleep(0.2)
 
     def _may_pass(self, error: BaseException | None) -> bool:
