@@ -367,10 +367,12 @@ def save_payloads(connection: Connection, payloads: Sequence[Payload]) -> None:
         index_elements=keys,
         set_={column.name: statement.excluded[column.name] for column in etl_payloads.c if column.name not in keys},
     )
-    for row in rows:
+    if sum(len(payload.document.body) for payload in payloads) <= LARGE_PAYLOAD:
+        _execute(connection, statement, rows)
+        return
+    for row in rows:  # one by one: drivers copy what they are given
         connection.execute(statement, row)
-    if any(len(payload.document.body) > LARGE_PAYLOAD for payload in payloads):
-        drop_afterwards(connection)
+    drop_afterwards(connection)
 
 
 def _text_of(connection: Connection, value: Any) -> Any:
