@@ -6,6 +6,9 @@ PYTEST_ARGS ?=
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+# The locks are complete. Left to resolve, pip would trip over the first newer release of `coverage[toml]`: an extra
+# that no lock pins.
+LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 # Two workers pay only from two cores on; more than four wait for the databases.
@@ -84,12 +87,12 @@ clean:
 
 .venv/.run: .venv/.made requirements/run.txt requirements/build.txt pyproject.toml
 	@echo "Installing what checkly-etl needs (once) ..."
-	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
+	@$(LOCKED) -r requirements/run.txt -r requirements/build.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.dev: .venv/.made requirements/dev.txt pyproject.toml
 	@echo "Installing what the tests and checks need (once) ..."
-	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(LOCKED) -r requirements/dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch .venv/.run $@
