@@ -28,8 +28,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -88,12 +88,26 @@ class Pace(Protocol):
         """The API answered something else."""
 
 
+# What may become of one call, for the metrics.
+CALL_OUTCOMES = (
+    "ok",
+    "not_found",
+    "refused",
+    "rejected",
+    "throttled",
+    "server_error",
+    "unreachable",
+    "unreadable",
+)
+
+
 @dataclass(slots=True)
 class Calls:
     """What the client did, for `etl_runs`. Thread-safe only as far as the interpreter's `+=` under `lock`."""
 
     requests: int = 0
     retries: int = 0
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CALL_OUTCOMES, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,8 @@ class Client:
         self.account_id = account_id
         self._key_name = key_name  # of the variable, for messages
         self.calls = Calls()
+        self.failed_at: str | None = None  # how far the last call that failed came: proxy, TLS, connection or answer
+        self._date: tuple[str | None, datetime] | None = None  # the last answer's, and when it came by our clock
         self._timeout = timeout
         self._max_body = max_body
         self._pace = pace
@@ -229,6 +245,12 @@ class Client:
     def check_access(self) -> None:
         """One short call: does the API answer, and is the account let in? Raises PlanLacksList for a 402."""
         self._list({"limit": "1"}, "list of test sessions", tries=1)
+
+    def clock_skew(self) -> timedelta | None:
+        """How far this machine's clock is ahead of the API's, to a second or two; None if no answer told the time."""
+        if self._date is None or (theirs := _http_date(self._date[0] or "")) is None:
+            return None
+        return self._date[1] - theirs
 
     def is_answering(self) -> bool:
         """Does the API answer at all? For telling an outage from bad documents. Raises what ends the account."""
@@ -321,7 +343,7 @@ class Client:
                 self.calls.retries += failures > 0 or throttled_since is not None
             failed: _Failed | PayloadError
             try:
-                answer = read(self._exchange(url, what, may_be_large))
+                answer = self._counted(lambda: read(self._exchange(url, what, may_be_large)))
             except _Throttled as error:
                 began = None
                 throttled_since = throttled_since or time.monotonic()
@@ -360,9 +382,24 @@ class Client:
                 tried = f" ({failures} tries)" if failures > 1 else ""
                 if isinstance(failed, PayloadError):
                     raise ApiUnavailable(f"{what}: {failed}{tried}", kind="unreadable") from None
+                self.failed_at = failed.step
                 raise ApiUnavailable(f"{what}: {failed.reason}{tried}", kind=failed.kind) from None
             if self._stop.wait(wait):
                 raise Interrupted(f"{what}: stopped while waiting to try again") from None
+
+    def _counted(self, call: Callable[[], T]) -> T:
+        """Count what became of a call."""
+        outcome = "ok"
+        try:
+            return call()
+        except LargeDocument:
+            raise
+        except (EtlError, _Failed, _Throttled) as error:
+            outcome = _outcome_of(error)
+            raise
+        finally:
+            with self._lock:
+                self.calls.outcomes[outcome] += 1
 
     def _exchange(self, url: str, what: str, may_be_large: bool) -> Document:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
@@ -374,6 +411,7 @@ class Client:
                 proxies=self._proxies,
                 verify=self._verify,
             )
+            self._date = response.headers.get("Date"), datetime.now(UTC)
             with response:
                 if response.status_code != 200:
                     self._refuse(response, what)
@@ -381,14 +419,15 @@ class Client:
         except requests.exceptions.SSLError as error:
             # A connection that broke off may work the next time, a certificate that is not good will not.
             passing = isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-            raise _Failed(f"TLS failed: {_cause(error)}", is_passing=passing) from error
+            raise _Failed(f"TLS failed: {_cause(error)}", is_passing=passing, step="TLS") from error
         except requests.exceptions.ProxyError as error:
             cause = _cause(error)
             passing = not cause.endswith(" 407")  # a password is wrong however often it is tried
-            raise _Failed(f"the proxy to {self.api_url} cannot be used: {cause}", is_passing=passing) from error
+            reason = f"the proxy to {self.api_url} cannot be used: {cause}"
+            raise _Failed(reason, is_passing=passing, step="proxy") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # The libraries let a ValueError pass for some of what is no HTTP, such as a chunk of -2 bytes.
-            raise _Failed(self._explain(error)) from error
+            raise _Failed(self._explain(error), step="connection") from error
         try:
             return documents.read(body)
         except documents.NotJson as error:
@@ -430,7 +469,7 @@ class Client:
         if status in _RETRIED_STATUSES:
             raise _Failed(f"the API answered {status}", retry_after(response.headers.get("Retry-After")))
         if status == 407:
-            raise _Failed("the proxy wants a password (407)", is_passing=False)
+            raise _Failed("the proxy wants a password (407)", is_passing=False, step="proxy")
         if 400 <= status < 500:
             raise Rejected(f"{what}: the API rejects the request ({status})")
         if 300 <= status < 400:
@@ -454,6 +493,11 @@ class PlanLacksList(Rejected):
     kind = "plan"
 
 
+def proxy_of(api_url: str) -> str | None:
+    """The proxy that the environment names for this URL, with its password. Raises ConfigError if it is no URL."""
+    return select_proxy(api_url, _proxies(api_url))
+
+
 def retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, in either form (seconds, or an HTTP date).
 
@@ -466,14 +510,19 @@ def retry_after(value: str | None) -> float | None:
     if text.isascii() and text.replace(".", "", 1).isdigit():
         seconds = float(text[:20])
     else:
-        try:
-            moment = parsedate_to_datetime(text)
-        except (ValueError, OverflowError):
+        moment = _http_date(text)
+        if moment is None:
             return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
     return min(seconds, 86_400.0) if seconds > 0 else None
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 # --- faults inside of one call: never seen outside of this file -----------------------------------------------
@@ -487,15 +536,35 @@ class _Failed(Exception):
         *,
         kind: str = "unavailable",
         is_passing: bool = True,
+        step: str = "answer",
     ) -> None:
         super().__init__(reason)
         self.reason, self.retry_after, self.kind, self.is_passing = reason, retry_after, kind, is_passing
+        self.step = step
 
 
 class _Throttled(Exception):
     def __init__(self, retry_after: float | None) -> None:
         super().__init__("429")
         self.retry_after = retry_after
+
+
+def _outcome_of(error: Exception) -> str:
+    match error:
+        case _Failed(kind="unreadable") | PayloadError():
+            return "unreadable"
+        case _Failed(step="answer"):
+            return "server_error"
+        case _Throttled():
+            return "throttled"
+        case TestSessionNotFound():
+            return "not_found"
+        case AccessDenied() | Forbidden():
+            return "refused"
+        case Rejected():
+            return "rejected"  # a 402 as well: who knows of it has set export.discover to false, or lives with it
+        case _:
+            return "unreachable"
 
 
 def _bare(error: E) -> E:

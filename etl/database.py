@@ -17,7 +17,9 @@ Facts that shape it:
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -55,6 +57,13 @@ LONGEST_RETRY_WAIT = 2.0
 CLOCK_TOLERANCE = timedelta(minutes=1)  # a time that lies further ahead was written before the clock was set back
 STATEMENT_SECONDS = 300  # after which the answer to a statement is not waited for: the connection is dead
 MIGRATION_SECONDS = 12 * 3600  # the same where a table may be rebuilt
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+# 9p, virtiofs and overlay are not among them: they lead to a disk of the same machine.
+_NETWORK_FILESYSTEMS = re.compile(
+    r"(fuse\.)?(nfs4?|cifs|smb[23]|smbfs|smbnetfs|ncpfs|afs|coda|ceph(-fuse)?|glusterfs|lustre|beegfs|gpfs|orangefs|pvfs2|"
+    r"panfs|wekafs|mfs|juicefs|seaweedfs|sshfs|s3fs|goofys|mountpoint-s3|gcsfuse|blobfuse2?|rclone|davfs2?|curlftpfs|"
+    r"gvfsd-fuse)"
+)
 # A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO
 # style only, and no times at the ends of time in zones other than UTC.
 _LOCAL_SETTINGS = (
@@ -80,7 +89,8 @@ class Database:
 
     With `create=False` a missing SQLite file is an error (`SchemaNotCurrent`), never a new empty one.
     `clock_offset` is added to the database's clock; only tests set it. Once `stop` is set, a lost server is not
-    waited for any more. Thread-safe.
+    waited for any more. `patience` is how many seconds an answer of PostgreSQL may take, if less than usual.
+    Thread-safe.
     """
 
     def __init__(
@@ -92,10 +102,12 @@ class Database:
         clock_offset: timedelta = timedelta(0),
         connections: int = 16,
         stop: threading.Event | None = None,
+        patience: float | None = None,
     ) -> None:
         parsed = make_url(url)
         self.schema = schema
         self._stop = stop or threading.Event()
+        self._patience = patience
         self._has_answered = False
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -104,10 +116,16 @@ class Database:
                     "warehouse.url: a SQLite file has no ?parameters; a ? in its name is written as %3F"
                 )
             self.path: Path | None = Path(parsed.database or "").absolute()
+            if network := network_filesystem(self.path):
+                raise ConfigError(
+                    f"warehouse.url: {self.path} lies on a network filesystem ({network}), where SQLite breaks its "
+                    "files: its WAL needs memory that all processes share. Put the file on a local disk, or use "
+                    "PostgreSQL"
+                )
             engine = _sqlite_engine(self.path, create, connections)
         else:
             self.path = None
-            engine = _postgresql_engine(parsed, connections)
+            engine = _postgresql_engine(parsed, connections, patience)
         self.engine: Engine = engine.execution_options(clock_offset=clock_offset)
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         event.listen(engine, "begin", self._on_begin)
@@ -123,7 +141,7 @@ class Database:
             self._begin_sqlite(connection, options.get("sqlite_begin", "BEGIN"))
             return
         driver: Any = connection.connection.dbapi_connection
-        driver.patience = MIGRATION_SECONDS if options.get("is_migration") else STATEMENT_SECONDS
+        driver.patience = MIGRATION_SECONDS if options.get("is_migration") else self._patience or STATEMENT_SECONDS
         settings = _LOCAL_SETTINGS
         if self.schema is not None:
             quoted = connection.dialect.identifier_preparer.quote_identifier(self.schema)
@@ -264,6 +282,29 @@ class Database:
         self.engine.dispose()
 
 
+def network_filesystem(path: Path) -> str | None:
+    """The type of the network filesystem that holds a path, which need not exist yet; None for a local one.
+
+    Where nobody tells what is mounted (not Linux), every filesystem passes for local.
+    """
+    try:
+        mounts = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return None
+    depth, type_ = 0, ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) < 5:
+            continue
+        mounted = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
+        # Of two at the same place the later one covers the other.
+        if len(mounted.parts) >= depth and real.is_relative_to(mounted):
+            depth, type_ = len(mounted.parts), after.split(" ")[0]
+    return type_ if _NETWORK_FILESYSTEMS.fullmatch(type_) else None
+
+
 def now(connection: Connection) -> datetime:
     """The database's clock (plus the offset that only tests set): the one clock that times are compared by.
 
@@ -305,7 +346,7 @@ def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def _postgresql_engine(url: URL, connections: int) -> Engine:
+def _postgresql_engine(url: URL, connections: int, patience: float | None) -> Engine:
     try:
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -317,6 +358,7 @@ def _postgresql_engine(url: URL, connections: int) -> Engine:
                 "prepare_threshold": None,
                 "connect_timeout": CONNECT_SECONDS,
                 "application_name": "checkly-etl",
+                "client_encoding": "utf8",  # of a SQL_ASCII database psycopg gives bytes otherwise
                 # A network that swallows packets is noticed after a minute, not after two hours.
                 "keepalives_idle": 30,
                 "keepalives_interval": 10,
@@ -328,7 +370,13 @@ def _postgresql_engine(url: URL, connections: int) -> Engine:
         psycopg.conninfo.make_conninfo("", **options)  # refuses what libpq does not know
     except (ArgumentError, psycopg.ProgrammingError, ValueError) as error:
         raise ConfigError(f"warehouse.url: {' '.join(str(error).split())}") from None
-    event.listen(engine, "do_connect", lambda _d, _r, args, parameters: _Connection.connect(*args, **parameters))
+
+    def connect(_dialect: object, _record: object, args: Any, parameters: Any) -> _Connection:
+        connection = _Connection.connect(*args, **parameters)
+        connection.patience = patience or STATEMENT_SECONDS
+        return connection
+
+    event.listen(engine, "do_connect", connect)
     return engine
 
 
