@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError, runbook
 from etl.terminal import Bar, Redactor, one_line, set_up_logging
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(getattr(arguments, "exit_code", EXIT_OK))
     except Exception as error:
-        logging.getLogger(__name__).critical("a bug in checkly-etl, please report it", exc_info=error)
+        logging.getLogger(__name__).critical(
+            "a bug in checkly-etl, please report it", exc_info=error, extra=runbook("bug")
+        )
         return _failed([f"a bug in checkly-etl ({type(error).__name__})"], EXIT_WARNING, redactor, wants_json)
     return code
 
@@ -103,9 +106,21 @@ def _migrate(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> int:
     from etl import pipeline
 
+    texts, problems = _texts_of(arguments.wait or [])
+    if problems:
+        raise ConfigError(problems)
     with _etl(arguments, max_time=arguments.max_time) as (etl, signalled):
-        outcome = pipeline.sync(etl)
+        outcome = pipeline.sync_until_final(etl, texts) if texts else pipeline.sync(etl)
     return _report(arguments, "sync", outcome, signalled)
+
+
+def _daemon(arguments: Arguments) -> int:
+    from etl import daemon
+
+    # A signal is how a daemon ends: that is no failure.
+    with _etl(arguments) as (etl, _):
+        daemon.run(etl, version=_version())
+    return EXIT_OK
 
 
 def _backfill(arguments: Arguments) -> int:
@@ -133,36 +148,16 @@ def _backfill(arguments: Arguments) -> int:
 
 
 def _enqueue(arguments: Arguments) -> int:
-    from etl import accounts, inbox, session_queue
+    from etl import pipeline
 
-    ids: list[str] = []
-    named: dict[str, str] = {}
-    problems: list[str] = []
     sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
     if not sources:
         raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
-    for source in sources:
-        try:
-            text = inbox.decode(sys.stdin.buffer.read()) if source == "-" else inbox.read_argument(source)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        found = inbox.find_ids(text)
-        named |= inbox.find_accounts(text)
-        if not found:
-            shown = "stdin" if source == "-" else repr(source[:100])
-            problems.append(f"{shown} holds no test session id (nor is it a file that does)")
-        ids += found
+    texts, problems = _texts_of(sources)
     settings = _settings(arguments)
-
-    def work(connection: Connection) -> tuple[int, list[str]]:
-        # One that nobody exports from would wait for ever: it is tried with the default one.
-        ours = {account.id for account in settings.checkly.accounts} | accounts.known(connection)
-        of_ours = {id_: account for id_, account in named.items() if account in ours}
-        return session_queue.enqueue(connection, ids, accounts=of_ours, force=arguments.force)
-
     with _database(settings) as database:
-        queued, refused = database.run(work)
+        enqueued = database.run(lambda c: pipeline.enqueue_texts(c, settings, texts, force=arguments.force))
+    queued, refused = len(enqueued.ids), enqueued.discarded
     code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
     problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
     return _done(arguments, {"queued": queued, "discarded": refused}, [f"{queued} queued"], problems, code)
@@ -170,6 +165,7 @@ def _enqueue(arguments: Arguments) -> int:
 
 def _status(arguments: Arguments) -> int:
     from etl import session_queue, warehouse
+    from etl.inbox import ledger
 
     settings = _settings(arguments)
     with _database(settings) as database:
@@ -182,6 +178,8 @@ def _status(arguments: Arguments) -> int:
                 "queue": session_queue.count_states(connection),
                 "dead": [_as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
                 "stale": warehouse.stale_test_sessions(connection),
+                "inboxes": ledger.states(connection),
+                "inbox_rejects": ledger.rejects(connection),
                 "runs": warehouse.last_runs(connection),
                 "drift": warehouse.drift(connection),
             }
@@ -225,6 +223,53 @@ def _dead(arguments: Arguments) -> int:
     return _done(arguments, value, lines, problems, code)
 
 
+def _prune(arguments: Arguments) -> int:
+    from etl import upkeep
+    from etl.database import now
+
+    settings = _settings(arguments)
+    stop = threading.Event()
+    counts: dict[str, int] = {}
+    with _Signals(stop, settings.schedule.grace.total_seconds()) as signals, _database(settings) as database:
+        before = _when("--before", arguments.before, database.read(now))
+        for what in upkeep.PRUNABLES:
+            if arguments.plan:
+                counts[what.name] = database.read(partial(upkeep.count_prunable, what=what, before=before))
+                continue
+            counts[what.name] = 0
+            after: tuple[Any, ...] | None = ()
+            while after is not None and not stop.is_set():
+                deleted, after = database.run(partial(upkeep.prune, what=what, before=before, after=after or None))
+                counts[what.name] += deleted
+    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    verb = "would be deleted" if arguments.plan else "deleted"
+    lines = [f"from before {_time(before)}: {told} {verb}; the rows of test sessions stay"]
+    code = EXIT_OK if signals.number is None else 128 + signals.number
+    problems = [] if code == EXIT_OK else ["stopped before the end; run it again to go on"]
+    return _done(arguments, {"before": before, "plan": arguments.plan, **counts}, lines, problems, code)
+
+
+def _forget(arguments: Arguments) -> int:
+    from etl import session_queue, upkeep
+
+    ids = _ids_of(arguments.ids)
+    settings = _settings(arguments)
+
+    def work(connection: Connection, id_: str) -> upkeep.Forgotten:
+        session_queue.shut_out(connection, id_)
+        return upkeep.forget_test_session(connection, id_)
+
+    with _database(settings) as database:
+        forgotten = {id_: database.run(partial(work, id_=id_)) for id_ in ids}
+    lines = [
+        f"{id_}: {'forgotten' if gone.test_sessions else 'nothing was held of it'}, {gone.payloads} payloads and "
+        f"{len(gone.error_groups)} error groups deleted; it will not be exported again"
+        for id_, gone in forgotten.items()
+    ]
+    value = {"forgotten": [{"test_session_id": id_, **_as_dict(gone)} for id_, gone in forgotten.items()]}
+    return _done(arguments, value, lines, [], EXIT_OK)
+
+
 def _replay(arguments: Arguments) -> int:
     from etl import pipeline
 
@@ -237,19 +282,25 @@ def _doctor(arguments: Arguments) -> int:
     from etl import doctor
 
     settings = _settings(arguments)
-    codes = set()
+    found: list[doctor.Finding] = []
 
     def tell(finding: doctor.Finding) -> None:
-        mark = {EXIT_OK: "ok", EXIT_WARNING: "warning"}.get(finding.exit_code, "FAILED")
-        print(arguments.redactor.hide(f"{mark:8} {finding.what}: {finding.text}"), flush=True)
-        codes.add(finding.exit_code)
+        found.append(finding)
+        if not arguments.json:  # each at once: the next one may take its time
+            mark = finding.status.replace("failed", "FAILED")
+            print(arguments.redactor.hide(one_line(f"{mark:8} {finding.what}: {finding.text}")), flush=True)
 
     source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
     later = _later_releases(settings)
     tell(doctor.Finding("settings", EXIT_USAGE if later else EXIT_OK, "; ".join(later) or f"read from {source}"))
     for finding in doctor.examine(settings, _user_agent()):
         tell(finding)
-    return next(code for code in (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_WARNING, EXIT_OK) if code in codes)
+    codes = {finding.exit_code for finding in found}
+    code = next(code for code in (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_WARNING, EXIT_OK) if code in codes)
+    if not arguments.json:
+        return code
+    checks = [{"check": f.what, "status": f.status, "exit_code": f.exit_code, "text": f.text} for f in found]
+    return _done(arguments, {"checks": checks}, [], [f"{f.what}: {f.text}" for f in found if f.exit_code], code)
 
 
 def _simulate(arguments: Arguments) -> int:
@@ -303,6 +354,7 @@ def _settings(arguments: Arguments) -> Settings:
     if settings.observe.token:
         secrets.add(settings.observe.token.reveal())
     secrets |= _passwords([settings.warehouse.url.reveal()])
+    secrets |= {secret for source in settings.inbox for secret in source.secrets}
     arguments.redactor.learn(secrets)
     return settings
 
@@ -396,8 +448,6 @@ def _alarm(max_time: timedelta | None) -> Iterator[list[Etl]]:
 def _later_releases(settings: Settings) -> list[str]:
     """Settings of the contract that this release cannot follow: to ignore them would lose data in silence."""
     problems = []
-    if settings.inbox:
-        problems.append("inbox: this release does not read inboxes yet; take it out and use checkly-etl enqueue")
     if settings.export.result_details != "none":
         problems.append("export.result_details: this release knows none only; take it out")
     return problems
@@ -463,20 +513,17 @@ def _report(arguments: Arguments, command: str, outcome: Outcome, signals: _Sign
             {"command": command, "outcome": outcome.word, "error": error, "exit_code": exit_code}
             | {"test_sessions_listed": outcome.listed, "test_sessions_enqueued": outcome.enqueued}
             | outcome.counters
+            | ({"test_sessions": outcome.waited} if getattr(arguments, "wait", None) else {})
         )
     elif exit_code != EXIT_OK or not arguments.quiet:  # a quiet cron job that went well sends no mail
-        c = outcome.counters
-        told = [
-            f"{c['test_sessions_saved']:,} saved",
-            f"{c['test_sessions_unchanged']:,} unchanged",
-            f"{c['test_sessions_dead']:,} dead",
-        ]
-        if outcome.retrying:
-            told.append(f"{outcome.retrying:,} to be tried again")
-        calls = f"{c['results_saved']:,} results, {c['api_requests']:,} API calls"
-        if c["throttled_ms"] >= 1000:
-            calls += f", {c['throttled_ms'] / 1000:,.0f} s waited for the rate budget"
-        print(f"{command} {outcome.word}: test sessions {', '.join(told)}; {calls}")
+        print(outcome.summary(command))
+        for row in outcome.waited:
+            print(
+                f"test session {row['test_session_id']} {row['status']}, "
+                + (f"verdict {row['verdict']}" if row["is_final"] else "not final yet")
+            )
+    if getattr(arguments, "log_format", "text") == "json":
+        logging.getLogger(__name__).info(outcome.summary(command), extra={"command": command, **outcome.fields})
     if outcome.is_interrupted or outcome.is_out_of_time:
         print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
     if outcome.counters["test_sessions_dead"]:
@@ -504,6 +551,18 @@ def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _listing(
         "stale: RUNNING when last seen, and not read again",
         [f"{row['test_session_id']}  {row['status']} since {_time(row['started_at'])}" for row in status["stale"]],
+    )
+    yield from _listing(
+        "inboxes",
+        [
+            f"{row['inbox']}: last read {_time(row['last_read_at'])}, last message {_time(row['last_received_at'])}, "
+            f"{row['rejects']} without an id" + (f"  {row['last_error']}" if row["last_error"] else "")
+            for row in status["inboxes"]
+        ],
+    )
+    yield from _listing(
+        "inbox messages without a test session id (etl_inbox_rejects)",
+        [f"{_time(row['received_at'])}  {row['inbox']}: {row['text'][:100]!r}" for row in status["inbox_rejects"]],
     )
     yield from _listing(
         "last runs",
@@ -585,6 +644,26 @@ def _time(value: datetime | None) -> str:
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
+def _texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts of ids, links and files (`-`: stdin) that hold an id, and what is wrong with the others."""
+    from etl import inbox
+
+    texts: list[str] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            text = inbox.decode(sys.stdin.buffer.read()) if source == "-" else inbox.read_argument(source)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if inbox.find_ids(text):
+            texts.append(text)
+        else:
+            shown = "stdin" if source == "-" else repr(source[:100])
+            problems.append(f"{shown} holds no test session id (nor is it a file that does)")
+    return texts, problems
+
+
 def _ids_of(arguments: Sequence[str]) -> list[str]:
     from etl import inbox
 
@@ -617,6 +696,15 @@ def _range(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime |
     if problems or since is None:
         raise ConfigError(problems)
     return since, until
+
+
+def _when(name: str, text: str, moment: datetime) -> datetime:
+    from etl.config import parse_when
+
+    try:
+        return parse_when(text, moment)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _duration(text: str) -> timedelta:
@@ -687,6 +775,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sync = add("sync", _sync, "one pass: discover what is new, export what is due (for cron)")
     sync.add_argument("--max-time", type=_duration, metavar="10m", help="stop after this time, give the rest back")
+    sync.add_argument(
+        "--wait",
+        action="append",
+        metavar="ID",
+        help="only this test session (or those of a file), until it is final; exit 0 if it is stored then",
+    )
     add_json(sync)
 
     backfill = add("backfill", _backfill, "export every test session created in a past range, oldest first")
@@ -701,6 +795,12 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("ids", nargs="*", metavar="X", help="an id, a link or a file; - reads stdin")
     enqueue.add_argument("--force", action="store_true", help="discarded and leased ones, too")
     add_json(enqueue)
+
+    add(
+        "daemon",
+        _daemon,
+        "sync on a schedule (schedule.cron or schedule.interval) until SIGTERM; /livez /healthz /metrics",
+    )
 
     add_json(add("status", _status, "freshness, queue, dead and stale sessions, last runs, drift"))
 
@@ -722,7 +822,17 @@ def _parser() -> argparse.ArgumentParser:
         add_json(action)
 
     add_json(add("replay", _replay, "rebuild all rows from the stored payloads, without the API"))
-    add("doctor", _doctor, "check settings, warehouse, schema, API and account, and say what to do")
+    add_json(add("doctor", _doctor, "check settings, API, account and warehouse, and say what to do"))
+
+    prune = add("prune", _prune, "delete old payloads, runs and rejected messages; the rows of test sessions stay")
+    prune.add_argument("--before", required=True, metavar="T", help="ISO date or time, or an age such as 400d")
+    prune.add_argument("--plan", action="store_true", help="only count; nothing is deleted")
+    add_json(prune)
+
+    forget = add("forget", _forget, "delete all that is held of a test session, for good")
+    forget.add_argument("what", choices=("test-session",), metavar="test-session")
+    forget.add_argument("ids", nargs="+", metavar="ID")
+    add_json(forget)
 
     simulate = add("simulate", _simulate, "serve a simulated Checkly API")
     simulate.add_argument("--host", default="127.0.0.1")

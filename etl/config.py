@@ -123,10 +123,22 @@ class Schedule(msgspec.Struct, frozen=True):
 class InboxFile(msgspec.Struct, frozen=True):
     file: Path
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return ()
+
 
 class InboxQueue(msgspec.Struct, frozen=True):
     url: SecretUrl
     queue: str
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of the URL must not be told, as it stands there and decoded."""
+        from urllib.parse import unquote
+
+        found = [match[2] for p in (_URL_PASSWORD, _URL_PARAMETER) for match in p.finditer(self.url.reveal())]
+        return tuple({form for text in found for form in (text, unquote(text)) if form})
 
 
 class Observe(msgspec.Struct, frozen=True):
@@ -382,16 +394,29 @@ def _schema(raw: object) -> str:
 
 def _broker_url(raw: object) -> SecretUrl:
     text = raw.strip() if isinstance(raw, str) else ""
-    if not re.fullmatch(r"[a-zA-Z][\w+.-]*://\S+", text):
-        raise ValueError("the URL of a message broker such as amqp://user:${AMQP_PASSWORD}@host/")
+    text = re.sub("^valkey(s?)://", r"redis\1://", text)
+    if not re.fullmatch(r"(redis|rediss|amqp|amqps)://\S+", text):
+        raise ValueError(
+            "the URL of a Redis (redis://:${REDIS_PASSWORD}@host:6379/0, rediss:// with TLS) or a RabbitMQ "
+            "(amqp://user:${AMQP_PASSWORD}@host/vhost, amqps:// with TLS)"
+        )
     return SecretUrl(text)
 
 
 def _cron(raw: object) -> str:
     fields = raw.split() if isinstance(raw, str) else []
+    line = " ".join(fields)
     if len(fields) != 5:
         raise ValueError("a cron line of five fields such as */15 * * * *")
-    return " ".join(fields)
+    from cronsim import CronSim, CronSimError
+
+    try:
+        if next(CronSim(line, datetime.now(UTC)), None) is None:
+            raise ValueError("a cron line of five fields that comes true some day")
+    except CronSimError as error:
+        where = str(error).removeprefix("Bad ")
+        raise ValueError(f"a cron line of five fields such as */15 * * * * ({where} is none)") from None
+    return line
 
 
 def _timezone(raw: object) -> str:

@@ -12,6 +12,7 @@
     │   ├── RateLimited           the API asks for a pause                              exit 3 if long
     │   ├── LargeDocument         a body that is to be fetched again, alone
     │   ├── WarehouseUnavailable  the database cannot be reached or does not answer     exit 3
+    │   ├── InboxUnavailable      a broker or file that ids come from cannot be read      exit 1
     │   └── LeaseLost             another worker owns the row now; drop the work
     └── UnusableSession       a dead letter at once
         ├── TestSessionNotFound   404 or 410: Checkly no longer has it
@@ -34,10 +35,16 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 
 
+def runbook(section: str) -> dict[str, str]:
+    """`extra` of a log record: the section of docs/runbook.md that says what to do. A test holds them to it."""
+    return {"runbook": section}
+
+
 class EtlError(Exception):
-    """Root of the tree. `kind` is the word stored in `etl_queue.error_kind`."""
+    """Root of the tree. `kind` is the word stored in `etl_queue.error_kind`, `section` of docs/runbook.md."""
 
     kind = "error"
+    section = "pass-failed"
     exit_code = EXIT_UNREACHABLE
 
 
@@ -49,6 +56,7 @@ class ConfigError(FatalError):
     """Wrong usage or settings. `problems` holds every mistake found, one sentence each."""
 
     kind = "config"
+    section = "settings"
     exit_code = EXIT_USAGE
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -60,6 +68,7 @@ class SchemaNotCurrent(FatalError):
     """The warehouse holds no schema, an older one or a newer one than this program's."""
 
     kind = "schema"
+    section = "schema"
     exit_code = EXIT_USAGE
 
 
@@ -67,12 +76,14 @@ class AccessDenied(FatalError):
     """401 anywhere, or 402/403 on the whole account: that account ends, others go on."""
 
     kind = "access_denied"
+    section = "access-denied"
 
 
 class ApiDown(FatalError):
     """Too many API failures in a row with no answer between: an outage, no session's fault."""
 
     kind = "api_down"
+    section = "api-down"
 
 
 class Interrupted(FatalError):
@@ -95,6 +106,7 @@ class ApiUnavailable(RetryableError):
     """
 
     kind = "unavailable"
+    section = "api-down"
 
     def __init__(self, message: str, *, kind: str = "unavailable") -> None:
         super().__init__(message)
@@ -105,6 +117,7 @@ class RateLimited(RetryableError):
     """The account is paused for longer than a pass should wait. `seconds` is what is left of the pause."""
 
     kind = "rate_limited"
+    section = "rate-limited"
 
     def __init__(self, message: str, *, seconds: float) -> None:
         super().__init__(message)
@@ -121,6 +134,15 @@ class WarehouseUnavailable(RetryableError):
     """The database cannot be reached, was lost on the way, is full or stays locked."""
 
     kind = "warehouse"
+    section = "warehouse"
+
+
+class InboxUnavailable(RetryableError):
+    """An inbox cannot be read: the pass goes on without it, the next one tries again."""
+
+    kind = "inbox_down"
+    section = "inbox-down"
+    exit_code = EXIT_WARNING
 
 
 class LeaseLost(RetryableError):
@@ -133,6 +155,7 @@ class UnusableSession(EtlError):
     """Trying again cannot help: the row becomes a dead letter with `kind` and this message."""
 
     kind = "unusable"
+    section = "dead-letter"
 
 
 class TestSessionNotFound(UnusableSession):

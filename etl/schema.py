@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "etl_schema_version"
 MIGRATION_LOCK = 0x63686B6C79  # "chkly": any number will do, as long as it never changes
-HEAD = "0001"  # the newest revision; a test holds it to the newest file in migrations/versions
+HEAD = "0002"  # the newest revision; a test holds it to the newest file in migrations/versions
 OLDEST_POSTGRESQL = 150000
 
 Grant = tuple[str, str]  # (view, statement that restores it)
@@ -63,7 +63,7 @@ def migrate(database: Database) -> bool:
     from alembic import command
 
     def look(connection: Connection) -> bool:
-        _check_server(connection)
+        check_server(connection)
         return _is_whole(connection)
 
     def upgrade(connection: Connection) -> bool:
@@ -261,7 +261,8 @@ def _state(connection: Connection) -> dict[str, str]:
     return dict(rows.all())
 
 
-def _check_server(connection: Connection) -> None:
+def check_server(connection: Connection) -> None:
+    """Raises ConfigError for a PostgreSQL that is too old, or a database that is not UTF8."""
     if connection.dialect.name != "postgresql":
         return
     version, encoding = connection.execute(

@@ -24,9 +24,9 @@ from etl.documents import Document, known
 from etl.tables import etl_queue, test_sessions
 
 QUEUED, LEASED, DEAD, DISCARDED = "queued", "leased", "dead", "discarded"
-DISCOVERY, BACKFILL, ENQUEUE, SETTLE = "discovery", "backfill", "enqueue", "settle"
+DISCOVERY, BACKFILL, ENQUEUE, INBOX, SETTLE = "discovery", "backfill", "enqueue", "inbox", "settle"
 # Somebody waits for an enqueued id; retention is after the rest; a backfill yields to both.
-PRIORITIES = {ENQUEUE: 10, "inbox": 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
+PRIORITIES = {ENQUEUE: 10, INBOX: 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
 
 _LAST_ERROR_LENGTH = 1000
 _UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": None}
@@ -214,8 +214,18 @@ def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, valu
 # --- claims -------------------------------------------------------------------------------------------------
 
 
-def claim(connection: Connection, *, account_id: str, limit: int, lease: timedelta, is_default: bool) -> list[Claim]:
+def claim(
+    connection: Connection,
+    *,
+    account_id: str,
+    limit: int,
+    lease: timedelta,
+    is_default: bool,
+    only: Collection[str] | None = None,
+) -> list[Claim]:
     """Take up to `limit` due rows of the account, in order; with `is_default` also those of no account.
+
+    `only` leaves all others alone (at most as many as a statement takes parameters).
 
     On PostgreSQL rows that another worker is taking are skipped, not waited for. A row whose lease has expired
     is due again.
@@ -228,7 +238,7 @@ def claim(connection: Connection, *, account_id: str, limit: int, lease: timedel
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite renders nothing: BEGIN IMMEDIATE is its lock
     )
-    rows = connection.execute(due).all()
+    rows = connection.execute(due if only is None else due.where(_ids(only))).all()
     if not rows:
         return []
     token = str(uuid4())
@@ -446,6 +456,19 @@ def discard(connection: Connection, ids: Collection[str] | None = None) -> int:
     return _leave_dead(connection, ids, {"state": DISCARDED})
 
 
+def shut_out(connection: Connection, test_session_id: str) -> None:
+    """Discard an id whatever its state, known or not, and forget its list entry. Its worker loses its claim."""
+    _lock_rows(connection, [test_session_id])
+    values = {
+        **dict.fromkeys(("summary", "summary_sha256", "session_created_at", "error_kind", "last_error")),
+        **_UNCLAIMED,
+        "state": DISCARDED,
+    }
+    row = _new_row(test_session_id, now(connection), source=ENQUEUE) | {"state": DISCARDED}
+    statement = insert(connection, etl_queue).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["test_session_id"], set_=values))
+
+
 def discarded(connection: Connection, ids: Collection[str]) -> set[str]:
     """Those of the ids that were given up."""
     given_up = select(_q.test_session_id).where(_q.test_session_id.in_(ids), _q.state == DISCARDED)
@@ -475,15 +498,27 @@ def _ids(ids: Collection[str]) -> ColumnElement[bool]:
     return _q.test_session_id.in_(ids)
 
 
-def count_due(connection: Connection, account_id: str, *, is_default: bool) -> int:
+def count_due(
+    connection: Connection, account_id: str, *, is_default: bool, only: Collection[str] | None = None
+) -> int:
     """Rows that such a claim could take now."""
     due = and_(_IN_CLAIM_INDEX, _q.available_at <= now(connection), _of_account(account_id, is_default))
+    if only is not None:
+        due = and_(due, _ids(only))
     return connection.execute(select(func.count()).select_from(etl_queue).where(due)).scalar_one()
 
 
 def _of_account(account_id: str, is_default: bool) -> ColumnElement[bool]:
     of_account = _q.account_id == account_id
     return or_(of_account, _q.account_id.is_(None)) if is_default else of_account
+
+
+def waiting_rows(connection: Connection, ids: Collection[str], *, account_id: str, is_default: bool) -> Sequence[Any]:
+    """test_session_id, state and attempts of the ids that are still to be fetched with this account."""
+    query = select(_q.test_session_id, _q.state, _q.attempts).where(
+        _ids(ids), _q.state.in_((QUEUED, LEASED)), _of_account(account_id, is_default)
+    )
+    return connection.execute(query.order_by(_q.test_session_id)).all()
 
 
 def count_states(connection: Connection) -> dict[str, int]:

@@ -393,6 +393,31 @@ etl_rate_grants = Table(
     comment="The sliding window of the rate budget: calls granted in the last 61 seconds.",
 )
 
+etl_inboxes = Table(
+    "etl_inboxes",
+    metadata,
+    _key("inbox", Text, "The source as the settings name it, without a password."),
+    _may("position", Text, "How far a file was read, and how to know it again (JSON); null for a broker."),
+    _may("last_read_at", UtcTime, "When it could last be read to its end."),
+    _may("last_received_at", UtcTime, "When something last came."),
+    _may("last_error", Text, "Why it could not be read last time; null if it could."),
+    _may("reader_token", Id, "Token of the process that reads it now."),
+    _may("reader_process", Text, "Host and process of that token."),
+    _may("reader_leased_until", UtcTime, "End of its lease."),
+    comment="One row an inbox: one process at a time reads it, and a file from where the last one ended.",
+)
+
+etl_inbox_rejects = Table(
+    "etl_inbox_rejects",
+    metadata,
+    _key("inbox", Text, "The inbox that it came from."),
+    _key("sha256", String(64), "Hash of the message: one that comes again is kept once."),
+    _need("received_at", UtcTime, "When it first came."),
+    _need("text", Text, "The message, cut to 64,000 characters."),
+    Index("ix_etl_inbox_rejects_received_at", "received_at"),
+    comment="Messages of inboxes that hold no test session id. The newest thousand are kept.",
+)
+
 etl_payloads = Table(
     "etl_payloads",
     metadata,

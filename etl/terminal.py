@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def one_line(text: str) -> str:
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+RUNBOOK = "docs/runbook.md"
+# What logging itself puts into a record; the rest is ours, given as `extra`.
+_OF_EVERY_RECORD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, redactor: Redactor, style: str) -> None:
         super().__init__()
@@ -57,13 +62,30 @@ class _Formatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         message = one_line(record.getMessage())
         trace = self.formatException(record.exc_info) if record.exc_info else None
+        extra = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        if section := extra.pop("runbook", None):
+            extra["runbook"] = f"{RUNBOOK}#{section}"
         if self._style_name == "json":
-            line: dict[str, str] = {"time": moment, "level": record.levelname.lower(), "message": message}
+            line: dict[str, Any] = {"time": moment, "level": record.levelname.lower(), "message": message, **extra}
             if trace:
                 line["traceback"] = trace
-            return self._redactor.hide(json.dumps(line, ensure_ascii=False))
+            return self._redactor.hide(json.dumps(line, ensure_ascii=False, default=str))
         text = f"{moment} {record.levelname.lower():7} {message}"
+        if section:
+            text += f" ({extra['runbook']})"
         return self._redactor.hide(f"{text}\n{trace}" if trace else text)
+
+
+# What these warn of (lost connections, headers that are none, passes that overlap) we say ourselves where it matters.
+_LIBRARIES = {
+    "sqlalchemy": logging.WARNING,
+    "alembic": logging.WARNING,
+    "psycopg": logging.ERROR,
+    "urllib3": logging.ERROR,
+    "apscheduler": logging.ERROR,
+    "redis": logging.ERROR,
+    "pika": logging.CRITICAL,
+}
 
 
 def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Redactor) -> None:
@@ -81,11 +103,10 @@ def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Red
     _STANDARD.addHandler(handler)
     _STANDARD.setLevel(level)
     _STANDARD.propagate = False
-    for library in ("psycopg", "urllib3", "sqlalchemy", "alembic"):
+    for library, their_level in _LIBRARIES.items():
         theirs = logging.getLogger(library)
         theirs.handlers, theirs.propagate = [handler], False
-        # What these warn of (lost connections, headers that are none) we say ourselves where it matters.
-        theirs.setLevel(logging.ERROR if library in ("psycopg", "urllib3") else logging.WARNING)
+        theirs.setLevel(their_level)
 
 
 class Bar:

@@ -573,6 +573,20 @@ def stale_test_sessions(connection: Connection, limit: int = 20) -> list[Row]:
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+def verdicts(connection: Connection, ids: Collection[str]) -> list[Row]:
+    """What we hold of these sessions: status, whether it is final, and our verdict; in the order of their ids."""
+    query = (
+        text("SELECT test_session_id, verdict FROM v_test_session_summary")
+        .columns(test_session_id=_s.test_session_id.type, verdict=Text)
+        .subquery("summary")
+    )
+    found = select(_s.test_session_id, _s.status, _s.is_final, query.c.verdict).join(
+        query, query.c.test_session_id == _s.test_session_id
+    )
+    found = found.where(_s.test_session_id.in_(ids)).order_by(_s.test_session_id)
+    return [dict(row) for row in connection.execute(found).mappings()]
+
+
 def last_runs(connection: Connection, limit: int = 5) -> list[Row]:
     """The newest runs first."""
     query = select(etl_runs).order_by(etl_runs.c.started_at.desc(), etl_runs.c.etl_run_id).limit(limit)

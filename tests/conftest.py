@@ -30,6 +30,9 @@ from etl.errors import EtlError
 from etl.pipeline import Etl
 from etl.simulator import Simulator, World
 from etl.tables import metadata
+from tests.brokers import amqp_queue, amqp_url, redis_queue, redis_url
+
+__all__ = ["amqp_queue", "amqp_url", "redis_queue", "redis_url"]  # fixtures
 
 NOW = datetime(2026, 11, 15, 12, tzinfo=UTC)  # the fixed clock of the simulated worlds
 ACCOUNT = "33333333-3333-4333-8333-333333333333"

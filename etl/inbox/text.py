@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -86,6 +86,32 @@ def decode(data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>` writes it
         return data.decode("utf-16", errors="replace")
     return data.decode("utf-8-sig", errors="replace")
+
+
+def text_of_fields(fields: Sequence[tuple[str, str]]) -> str:
+    """The text of a message that has named fields, such as an entry of a Redis stream.
+
+    A field's name may say what its value is (`test_session_id`), so it is part of the text; where the names say
+    nothing, the one value that holds ids does.
+    """
+    named = "\n".join(f"{name}: {value}" for name, value in fields)
+    if find_ids(named):
+        return named
+    holders = [value for _, value in fields if find_ids(value)]
+    return holders[0] if len(holders) == 1 else named
+
+
+def stands_alone(line: str) -> bool:
+    """A line that says nothing but an id: as it is, or as a JSON text or an array of such."""
+    line = _COLOURS.sub("", line.removeprefix("\ufeff"))
+    if _BARE.fullmatch(line.strip()):
+        return True
+    return line.startswith(('"', "[")) and not _SHAPES.search(line) and any(True for _ in _bare_ids(line))
+
+
+def is_remark(line: str) -> bool:
+    """A line of a list that is meant to say nothing: blank, or a comment."""
+    return not line.strip() or line.lstrip().startswith("#")
 
 
 def _documents(text: str) -> Iterator[object]:

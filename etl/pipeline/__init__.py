@@ -4,7 +4,7 @@ This is the only place that owns transactions, and the only one where HTTP, norm
 meet. No HTTP call happens inside of a transaction. Rows and ack commit together: a crash at any point loses
 nothing and doubles nothing.
 
-    sync      = for each account: discover, drain, error groups
+    sync      = inboxes, then for each account: discover, drain, error groups
     backfill  = for each account: list the range, drain, error groups
     replay    = stored payloads -> rows
 """
@@ -12,7 +12,7 @@ nothing and doubles nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,22 +31,40 @@ from etl.errors import (
     RateLimited,
     UnusableSession,
     WarehouseUnavailable,
+    runbook,
 )
 from etl.pipeline.discovery import discover, list_range, listed_entries
 from etl.pipeline.drain import drain
 from etl.pipeline.groups import refresh_error_groups
+from etl.pipeline.intake import Enqueued, enqueue_texts, take_in
 from etl.pipeline.replay import replay_payloads
-from etl.pipeline.run import AccountRun, Etl, Outcome, Progress, Silent, client_of
+from etl.pipeline.run import AccountRun, Etl, InboxCount, Outcome, Progress, Silent, client_of
+from etl.pipeline.waiting import export_until_final, tell_what_became
 
-__all__ = ["Etl", "Outcome", "Plan", "Progress", "Silent", "backfill", "plan_backfill", "replay", "sync"]
+__all__ = [
+    "Enqueued",
+    "Etl",
+    "InboxCount",
+    "Outcome",
+    "Plan",
+    "Progress",
+    "Silent",
+    "backfill",
+    "enqueue_texts",
+    "plan_backfill",
+    "replay",
+    "sync",
+    "sync_until_final",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def sync(etl: Etl) -> Outcome:
-    """One pass: discover what is new or changed, then export what is due.
+def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
+    """One pass: read the inboxes, discover what is new or changed, then export what is due.
 
-    Raises ConfigError without an account; whatever else went wrong is in the outcome.
+    Raises ConfigError without an account; whatever else went wrong is in the outcome. One that is given is filled
+    as the pass goes on.
     """
 
     def one_account(run: AccountRun) -> None:
@@ -56,13 +74,32 @@ def sync(etl: Etl) -> Outcome:
             except PlanLacksList as error:
                 run.tell(
                     f"{error}: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
-                    "and set export.discover to false"
+                    "and set export.discover to false",
+                    "plan",
                 )
             except (ApiUnavailable, UnusableSession) as error:
-                run.fail(f"discovery failed, the queue is drained all the same: {error}")
+                run.fail(f"discovery failed, the queue is drained all the same: {error}", error.section)
         drain(run)
 
-    return _run(etl, "sync", one_account)
+    return _run(etl, "sync", one_account, outcome=outcome, before=partial(take_in, etl))
+
+
+def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
+    """Export the test sessions of these texts until they are final, and nothing else. Raises as `sync` does."""
+    ids: list[str] = []
+
+    def enqueue(outcome: Outcome) -> None:
+        enqueued = etl.database.run(lambda c: enqueue_texts(c, etl.settings, texts))
+        ids.extend(enqueued.ids)
+        for id_ in enqueued.discarded:
+            outcome.warn(
+                f"test session {id_} was discarded; to export it all the same: enqueue --force", "dead-letter"
+            )
+
+    def tell(outcome: Outcome) -> None:
+        etl.database.read(lambda c: tell_what_became(c, ids, outcome))
+
+    return _run(etl, "sync", lambda run: export_until_final(run, ids), before=enqueue, after=tell, is_whole=False)
 
 
 def backfill(
@@ -77,9 +114,9 @@ def backfill(
         try:
             list_range(run, since, until, newest_first=newest_first, force=force)
         except PlanLacksList as error:
-            run.fail(f"{error}: without a list there is no backfill; queue ids with checkly-etl enqueue")
+            run.fail(f"{error}: without a list there is no backfill; queue ids with checkly-etl enqueue", "plan")
         except (ApiUnavailable, UnusableSession) as error:
-            run.fail(f"the range could not be listed to its end, run the same command again: {error}")
+            run.fail(f"the range could not be listed to its end, run the same command again: {error}", error.section)
         drain(run)
 
     return _run(etl, "backfill", one_account)
@@ -130,10 +167,22 @@ def replay(etl: Etl) -> Outcome:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> Outcome:
-    """Run `one_account` for each account; a refused account does not stop the others."""
+def _run(
+    etl: Etl,
+    command: str,
+    one_account: Callable[[AccountRun], None],
+    *,
+    outcome: Outcome | None = None,
+    before: Callable[[Outcome], None] | None = None,
+    after: Callable[[Outcome], None] | None = None,
+    is_whole: bool = True,
+) -> Outcome:
+    """Run `one_account` for each account; a refused account does not stop the others.
+
+    A run that is not whole says nothing about the accounts' freshness.
+    """
+    outcome = outcome or Outcome()
     _register(etl)
-    outcome = Outcome()
 
     def start(connection: Connection) -> tuple[str, bool]:
         session_queue.release_dead(connection)
@@ -146,12 +195,22 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
 
     etl_run_id, is_set_back = etl.database.run(start)
     if is_set_back:
-        logger.warning("the warehouse's clock was set back: nothing waits for times that it had reached before")
+        logger.warning(
+            "the warehouse's clock was set back: nothing waits for times that it had reached before",
+            extra=runbook("clock"),
+        )
     with _recorded(etl, etl_run_id, outcome):
+        if before is not None:
+            before(outcome)
         for number, account in enumerate(etl.settings.require_accounts()):
-            if not etl.stop.is_set():
-                _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
-        if command == "sync":
+            if etl.stop.is_set():
+                break
+            went_well = _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
+            if went_well and is_whole:
+                etl.database.run(partial(accounts.succeeded, account_id=account.id))
+        if after is not None:
+            after(outcome)
+        if command == "sync" and is_whole:
             _warn_of_loss(etl, outcome)
     if outcome.bug is not None:
         raise outcome.bug
@@ -161,23 +220,24 @@ def _run(etl: Etl, command: str, one_account: Callable[[AccountRun], None]) -> O
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
     """The retention guard: a warning while there is still time to do something."""
     limit = etl.settings.observe.loss_warning.total_seconds() / 3600
-    for row in etl.database.read(warehouse.freshness):
+    outcome.freshness = etl.database.read(warehouse.freshness)
+    for row in outcome.freshness:
         hours = row["hours_until_loss"]
         if hours is None:
             continue
         if hours >= limit:
-            logger.info(
+            logger.debug(
                 "account %s: Checkly deletes the oldest test session that is not exported yet in %.1f hours",
                 row["account_id"],
                 hours,
             )
         else:
             when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
-            outcome.warnings.append(
+            outcome.warn(
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
-                "see: checkly-etl status"
+                "see: checkly-etl status",
+                "loss-near",
             )
-            logger.warning("%s", outcome.warnings[-1])
 
 
 def _register(etl: Etl) -> None:
@@ -195,7 +255,8 @@ def _run_account(
     etl_run_id: str,
     outcome: Outcome,
     one_account: Callable[[AccountRun], None],
-) -> None:
+) -> bool:
+    """Whether it went well to its end."""
     with client_of(etl, account) as (client, pacer, stop):
         run = AccountRun(etl, account, is_default, etl_run_id, client, pacer, stop, outcome)
         failures_before = len(outcome.failures)
@@ -203,13 +264,12 @@ def _run_account(
             one_account(run)
             refresh_error_groups(run)
         except Interrupted:
-            return
+            return False
         except (FatalError, RateLimited) as error:
-            run.fail(str(error))
+            run.fail(str(error), error.section)
         finally:
             run.count_calls()
-        if len(outcome.failures) == failures_before and not etl.stop.is_set():
-            etl.database.run(lambda c: accounts.succeeded(c, account.id))
+        return len(outcome.failures) == failures_before and not etl.stop.is_set()
 
 
 @contextmanager
@@ -218,8 +278,7 @@ def _recorded(etl: Etl, etl_run_id: str, outcome: Outcome) -> Iterator[None]:
     try:
         yield
     except EtlError as error:
-        outcome.failures.append(str(error))
-        logger.error("%s", error)
+        outcome.fail(str(error), error.section)
         if not isinstance(error, WarehouseUnavailable):
             raise
     except BaseException as error:

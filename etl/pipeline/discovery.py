@@ -26,7 +26,7 @@ def discover(run: AccountRun) -> None:
     lease = run.export.lease
     held = run.database.run(lambda c: accounts.lease_discovery(c, run.account.id, lease))
     if held is None:
-        logger.info("another process discovers for account %s; its queue is drained", run.account.id)
+        logger.debug("another process discovers for account %s; its queue is drained", run.account.id)
         return
     if held.discovered_until is None:
         since = held.started_at - max(run.account.retention, run.export.lookback)
@@ -49,7 +49,7 @@ def discover(run: AccountRun) -> None:
             run.outcome.enqueued += run.database.run(save_page)
             is_held = not page.is_last
     except LeaseLost as error:
-        logger.info("%s", error)
+        logger.debug("%s", error)
         is_held = False
     finally:
         if is_held:
@@ -119,5 +119,8 @@ def _enqueue(
     )
     if drift.found:
         warehouse.save_drift(connection, [drift])
-        run.warn("the list holds entries without a usable id, they cannot be exported; see: checkly-etl status")
+        run.warn(
+            "the list holds entries without a usable id, they cannot be exported; see: checkly-etl status",
+            "list-entries",
+        )
     return queued

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -37,6 +37,7 @@ from etl.errors import (
     PayloadError,
     TestSessionNotFound,
     UnusableSession,
+    runbook,
 )
 from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
 from etl.pipeline.run import AccountRun
@@ -53,9 +54,12 @@ NEVER = -timedelta(days=365)  # a session that ends so far in the future has a w
 POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
 
 
-def drain(run: AccountRun) -> None:
-    """Export what is due, until nothing is. Raises FatalError or RateLimited with every claim given back."""
-    _Drain(run).work()
+def drain(run: AccountRun, *, only: Sequence[str] | None = None) -> None:
+    """Export what is due, until nothing is; `only` these ids, if given.
+
+    Raises FatalError or RateLimited with every claim given back.
+    """
+    _Drain(run, only).work()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +134,9 @@ class _Recorded:
 class _Drain:
     """One drain of one account's queue."""
 
-    def __init__(self, run: AccountRun) -> None:
+    def __init__(self, run: AccountRun, only: Sequence[str] | None) -> None:
         self._run = run
+        self._only = only
         self._database, self._export, self._outcome = run.database, run.export, run.outcome
         self._waiting: deque[_Work] = deque()
         self._large: deque[_Work] = deque()  # to be fetched alone
@@ -141,7 +146,12 @@ class _Drain:
 
     def work(self) -> None:
         """Claim, fetch and record until nothing is due."""
-        count_due = partial(session_queue.count_due, account_id=self._run.account.id, is_default=self._run.is_default)
+        count_due = partial(
+            session_queue.count_due,
+            account_id=self._run.account.id,
+            is_default=self._run.is_default,
+            only=self._only,
+        )
         self._run.etl.progress.begin("exporting", self._database.read(count_due))
         lease = self._export.lease.total_seconds()
         claimed_at = renewed_at = time.monotonic()
@@ -217,6 +227,7 @@ class _Drain:
                 limit=self._export.batch_size,
                 lease=self._export.lease,
                 is_default=self._run.is_default,
+                only=self._only,
             )
             held = warehouse.held_columns(connection, [claim.test_session_id for claim in claims])
             without = [claim.test_session_id for claim in claims if claim.summary is None]
@@ -350,6 +361,7 @@ class _Drain:
             "test session %s: a bug in checkly-etl; please report the traceback",
             item.claim.test_session_id,
             exc_info=item.error,
+            extra=runbook("bug"),
         )
         self._outcome.bug = self._outcome.bug or item.error
 
@@ -381,7 +393,11 @@ class _Drain:
                     )
                 )
         except EtlError as error:
-            logger.warning("claims could not be given back, their leases end by themselves: %s", error)
+            logger.warning(
+                "claims could not be given back, their leases end by themselves: %s",
+                error,
+                extra=runbook("warehouse"),
+            )
 
     # --- record ---
 
@@ -524,21 +540,35 @@ class _Drain:
         for item in batch.fetched:
             id_ = item.claim.test_session_id
             if id_ in recorded.lost:
-                logger.info("test session %s went to another worker, our copy is dropped", id_)
+                logger.debug("test session %s went to another worker, our copy is dropped", id_)
                 continue
             session = item.rows.test_session
-            verb = "exported" if id_ in recorded.saved.changed else "unchanged:"
-            logger.info("%s test session %s %s, %d results", verb, id_, session["status"], item.results)
+            is_changed = id_ in recorded.saved.changed
+            logger.log(
+                logging.INFO if is_changed else logging.DEBUG,
+                "%s test session %s %s, %d results",
+                "exported" if is_changed else "unchanged:",
+                id_,
+                session["status"],
+                item.results,
+                extra={"test_session_id": id_, "status": session["status"], "results": item.results},
+            )
             groups = {*(item.rows.error_group_ids or ()), *(group for _, group in item.rows.result_error_groups)}
-            if id_ in recorded.saved.changed:
+            if is_changed:
                 for group in groups:
                     self._run.touched_groups[group] = max(
                         session["started_at"], self._run.touched_groups.get(group, session["started_at"])
                     )
         for id_, failure in recorded.buried.items():
-            logger.warning("test session %s is a dead letter (%s): %s", id_, failure.kind, failure.reason)
+            logger.warning(
+                "test session %s is a dead letter (%s): %s",
+                id_,
+                failure.kind,
+                failure.reason,
+                extra={"test_session_id": id_, "error_kind": failure.kind, **runbook("dead-letter")},
+            )
         for id_, failure in recorded.retried.items():
-            logger.info("test session %s will be tried again: %s", id_, failure.reason)
+            logger.debug("test session %s will be tried again: %s", id_, failure.reason)
         self._run.etl.progress.advance(len(batch) - len(batch.released))
 
 

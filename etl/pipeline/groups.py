@@ -44,16 +44,18 @@ def refresh_error_groups(run: AccountRun) -> None:
             except (Forbidden, PlanLacksList):
                 raise
             except UnusableSession as error:
-                logger.info("%s; each error group is asked for by itself", error)
+                logger.debug("%s; each error group is asked for by itself", error)
         for error_group_id in sorted(remaining):
             if run.etl.stop.is_set():
                 return
             _fetch(run, error_group_id)
     except (Forbidden, PlanLacksList) as error:
         # It is the account that may not read them, not this one error group.
-        run.tell(f"{error}: error groups are known by their ids only; set export.error_groups to false")
+        run.tell(
+            f"{error}: error groups are known by their ids only; set export.error_groups to false", "error-groups"
+        )
     except (ApiUnavailable, UnusableSession) as error:
-        run.warn(f"error groups could not be read, the next pass tries again: {error}")
+        run.warn(f"error groups could not be read, the next pass tries again: {error}", "error-groups")
 
 
 def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
@@ -85,7 +87,7 @@ def _fetch(run: AccountRun, error_group_id: str) -> None:
     except (Forbidden, PlanLacksList):
         raise
     except UnusableSession as error:
-        logger.info("%s; the next pass asks again", error)
+        logger.debug("%s; the next pass asks again", error)
     else:
         _save(run, [(error_group_id, document)])
 
@@ -98,7 +100,7 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]]) -> None:
             batch.append(normalize.normalize_error_group(document, error_group_id=error_group_id))
         except PayloadError as error:
             # It stays unknown, so that the next pass asks again; `status` shows what is wrong with it.
-            logger.info("error group %s has an unusable document: %s", error_group_id, error)
+            logger.debug("error group %s has an unusable document: %s", error_group_id, error)
             drifts.append(Drift())
             drifts[-1].note(ERROR_GROUP, error.json_path, error.reason)
             continue

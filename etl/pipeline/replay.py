@@ -33,7 +33,8 @@ def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
             saved, problems = etl.database.run(partial(rebuild, ids=ids, etl_run_id=etl_run_id))
             outcome.counters["test_sessions_saved"] += len(saved.changed)
             outcome.counters["results_saved"] += saved.results
-            outcome.warnings += [problem for problem in problems if problem not in outcome.warnings]
+            for problem in problems:
+                outcome.warn(problem, "replay")
             etl.progress.advance(len(saved.changed))
 
 

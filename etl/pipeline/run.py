@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from etl import warehouse
 from etl.checkly import Client
 from etl.config import Account, Export, Settings
 from etl.database import Database
-from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING, Interrupted
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING, Interrupted, runbook
 from etl.pacing import Pacer
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,20 @@ class Etl:
 
 
 @dataclass(slots=True)
+class InboxCount:
+    """What one inbox brought in this run."""
+
+    is_up: bool = True
+    messages: int = 0
+    rejected: int = 0
+
+
+@dataclass(slots=True)
 class Outcome:
-    """How a run ended. `failures` mean exit 3, `warnings` and dead letters exit 1."""
+    """How a run ended. `failures` mean exit 3, `warnings` and dead letters exit 1.
+
+    `calls` counts the API's answers by what they were, `freshness` is v_freshness at the end of a sync.
+    """
 
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(warehouse.COUNTERS, 0))
     warnings: list[str] = field(default_factory=list)
@@ -77,6 +90,10 @@ class Outcome:
     listed: int = 0
     enqueued: int = 0
     retrying: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    inboxes: dict[str, InboxCount] = field(default_factory=dict)
+    freshness: list[dict[str, Any]] = field(default_factory=list)
+    waited: list[dict[str, Any]] = field(default_factory=list)  # of `sync --wait`
     is_interrupted: bool = False
     is_out_of_time: bool = False
     bug: BaseException | None = None
@@ -102,6 +119,39 @@ class Outcome:
         if self.bug is not None:
             problems.append(f"a bug in checkly-etl: {type(self.bug).__name__}")
         return "; ".join(problems) or None
+
+    def warn(self, message: str, section: str) -> None:
+        """Exit 1; `section` of the runbook says what to do."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            logger.warning("%s", message, extra=runbook(section))
+
+    def fail(self, message: str, section: str) -> None:
+        """Exit 3; `section` of the runbook says what to do."""
+        self.failures.append(message)
+        logger.error("%s", message, extra=runbook(section))
+
+    def summary(self, command: str) -> str:
+        """The run in one line."""
+        c = self.counters
+        told = [
+            f"{c['test_sessions_saved']:,} saved",
+            f"{c['test_sessions_unchanged']:,} unchanged",
+            f"{c['test_sessions_dead']:,} dead",
+        ]
+        if self.retrying:
+            told.append(f"{self.retrying:,} to be tried again")
+        parts = [f"{c['results_saved']:,} results, {c['api_requests']:,} API calls"]
+        if messages := sum(count.messages for count in self.inboxes.values()):
+            parts.insert(0, f"{messages:,} inbox message{'s' * (messages > 1)}")
+        if c["throttled_ms"] >= 1000:
+            parts.append(f"{c['throttled_ms'] / 1000:,.0f} s waited for the rate budget")
+        return f"{command} {self.word}: test sessions {', '.join(told)}; {', '.join(parts)}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {"outcome": self.word, **self.counters}
 
     @property
     def exit_code(self) -> int:
@@ -157,24 +207,8 @@ class AccountRun:
         return self.etl.settings.export
 
     def call(self, work: Callable[[], T]) -> T:
-        """Make a call in a thread of its own, so that a stop need not wait for its time-out.
-
-        Raises what `work` raises; Interrupted if it has not ended `schedule.grace` after the stop.
-        """
-        call: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                call.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                call.set_exception(error)
-
-        threading.Thread(target=run, name="call", daemon=True).start()
-        while not wait([call], timeout=0.2).done:
-            grace = self.etl.settings.schedule.grace.total_seconds()
-            if self.etl.stop.is_set() and not wait([call], timeout=grace).done:
-                raise Interrupted("stopped, a call that hangs is left alone")
-        return call.result()
+        """A call of the API, so that a stop need not wait for its time-out: see `in_thread`."""
+        return in_thread(self.etl, work)
 
     def _of_account(self, message: str) -> str:
         """Which account it is about, where there are several and the message does not say so itself."""
@@ -183,29 +217,46 @@ class AccountRun:
         name = f"{self.account.name} ({self.account.id})" if self.account.name else self.account.id
         return f"account {name}: {message}"
 
-    def tell(self, message: str) -> None:
+    def tell(self, message: str, section: str) -> None:
         """A warning in the log that changes no exit code."""
-        logger.warning("%s", self._of_account(message))
+        logger.warning("%s", self._of_account(message), extra=runbook(section))
 
-    def warn(self, message: str) -> None:
+    def warn(self, message: str, section: str) -> None:
         """Exit 1."""
-        message = self._of_account(message)
-        if message not in self.outcome.warnings:
-            self.outcome.warnings.append(message)
-            logger.warning("%s", message)
+        self.outcome.warn(self._of_account(message), section)
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, section: str) -> None:
         """Exit 3."""
-        message = self._of_account(message)
-        self.outcome.failures.append(message)
-        logger.error("%s", message)
+        self.outcome.fail(self._of_account(message), section)
 
     def count_calls(self) -> None:
         """Add the account's calls to the run's counters; once, at its end."""
         counters = self.outcome.counters
+        self.outcome.calls.update(self.client.calls.outcomes)
         counters["api_requests"] += self.client.calls.requests
         counters["api_retries"] += self.client.calls.retries
         counters["throttled_ms"] += self.pacer.throttled_ms
+
+
+def in_thread(etl: Etl, work: Callable[[], T]) -> T:
+    """Do what may hang in a thread of its own, so that a stop need not wait for its time-out.
+
+    Raises what `work` raises; Interrupted if it has not ended `schedule.grace` after the stop.
+    """
+    call: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            call.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            call.set_exception(error)
+
+    threading.Thread(target=run, name="call", daemon=True).start()
+    while not wait([call], timeout=0.2).done:
+        grace = etl.settings.schedule.grace.total_seconds()
+        if etl.stop.is_set() and not wait([call], timeout=grace).done:
+            raise Interrupted("stopped, a call that hangs is left alone")
+    return call.result()
 
 
 @contextmanager

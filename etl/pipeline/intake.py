@@ -1,0 +1,115 @@
+"""Intake: ids out of texts and inboxes become rows of the queue.
+
+An inbox's message is acknowledged only after its ids are committed. So a crash brings it once more, which changes
+nothing: an id that waits already waits, and one that is exported already is found unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+from sqlalchemy import Connection
+
+from etl import accounts, inbox, session_queue
+from etl.config import InboxFile, InboxQueue, Settings
+from etl.errors import InboxUnavailable, Interrupted, LeaseLost
+from etl.inbox import Batch, Source, ledger
+from etl.pipeline.run import Etl, InboxCount, Outcome, in_thread
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Enqueued:
+    """What became of texts: `ids` are queued, `discarded` ones stay given up, `empty` texts hold none."""
+
+    ids: list[str] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def enqueue_texts(
+    connection: Connection,
+    settings: Settings,
+    texts: Iterable[str],
+    *,
+    source: str = session_queue.ENQUEUE,
+    force: bool = False,
+) -> Enqueued:
+    """Queue every id of the texts, each for the account that its link names if that is one of ours."""
+    result = Enqueued()
+    found: dict[str, None] = {}
+    named: dict[str, str] = {}
+    for text in texts:
+        ids = inbox.find_ids(text)
+        if not ids:
+            result.empty.append(text)
+            continue
+        found |= dict.fromkeys(ids)
+        named |= inbox.find_accounts(text)
+    # An account that nobody exports from would wait for ever: it is tried with the default one.
+    ours = {account.id for account in settings.checkly.accounts} | (accounts.known(connection) if named else set())
+    of_ours = {id_: account for id_, account in named.items() if account in ours}
+    _, result.discarded = session_queue.enqueue(connection, found, accounts=of_ours, force=force, source=source)
+    result.ids = [id_ for id_ in found if id_ not in result.discarded]
+    return result
+
+
+def take_in(etl: Etl, outcome: Outcome) -> None:
+    """Read every inbox to its end. One that cannot be read is a warning, and the pass goes on without it."""
+    for settings in etl.settings.inbox:
+        if etl.stop.is_set():
+            return
+        name = inbox.name_of(settings)
+        reading = etl.database.run(partial(ledger.begin, inbox=name, lease=etl.settings.export.lease))
+        if reading is None:
+            logger.debug("inbox %s is read by another process", name)
+            continue
+        count = outcome.inboxes[name] = InboxCount()
+        error: str | None = None
+        try:
+            _read(etl, settings, reading, count)
+        except LeaseLost as lost:
+            logger.debug("%s", lost)
+        except Interrupted:
+            return
+        except InboxUnavailable as unavailable:
+            error = str(unavailable)
+            count.is_up = False
+            outcome.warn(f"{error}; the pass goes on without it", "inbox-down")
+        finally:
+            etl.database.run(partial(ledger.end, reading=reading, error=error))
+        if count.rejected:
+            plural = "s" * (count.rejected > 1)
+            outcome.warn(
+                f"inbox {name}: {count.rejected} message{plural} without a test session id, kept in "
+                "etl_inbox_rejects; see: checkly-etl status",
+                "inbox-reject",
+            )
+
+
+def _read(etl: Etl, settings: InboxFile | InboxQueue, reading: ledger.Reading, count: InboxCount) -> None:
+    position = reading.position
+    with closing(inbox.open_source(settings)) as source:
+        while not etl.stop.is_set():
+            batch = in_thread(etl, partial(source.receive, position))
+            if batch is None:
+                return
+            taken = etl.database.run(partial(_commit, etl=etl, source=source, batch=batch, reading=reading))
+            count.messages += len(batch.messages)
+            count.rejected += len(taken.empty)
+            position = batch.position or position
+            in_thread(etl, partial(source.acknowledge, batch))
+
+
+def _commit(connection: Connection, etl: Etl, source: Source, batch: Batch, reading: ledger.Reading) -> Enqueued:
+    if not ledger.received(connection, reading, batch.position, etl.settings.export.lease):
+        raise LeaseLost(f"inbox {source.name} took too long and went to another process")
+    texts = [message.text for message in batch.messages]
+    taken = enqueue_texts(connection, etl.settings, texts, source=session_queue.INBOX)
+    ledger.reject(connection, source.name, taken.empty)
+    return taken
