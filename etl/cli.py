@@ -413,7 +413,9 @@ def _etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator
     # The signals last longer than the database: closing it is not to be interrupted.
     with _Signals(stop, settings.schedule.grace.total_seconds()) as signals:
         try:
-            with _database(settings, stop=stop) as database, _alarm(max_time) as alarm:
+            # The daemon checks the schema itself: it waits for a warehouse that cannot be reached yet.
+            is_checked = arguments.command != "daemon"
+            with _database(settings, check=is_checked, stop=stop) as database, _alarm(max_time) as alarm:
                 etl = Etl(settings, database, user_agent=_user_agent(), stop=stop, progress=arguments.bar or Silent())
                 alarm.append(etl)
                 yield etl, signals
