@@ -62,6 +62,14 @@ class SecretUrl(Secret):
         text = _URL_PASSWORD.sub(r"\1***\3", self._text)
         return _URL_PARAMETER.sub(r"\1***", text)
 
+    @property
+    def secrets(self) -> set[str]:
+        """What `shown` leaves out, as it stands in the URL and decoded."""
+        from urllib.parse import unquote
+
+        found = [match[2] for pattern in (_URL_PASSWORD, _URL_PARAMETER) for match in pattern.finditer(self._text)]
+        return {form for text in found for form in (text, unquote(text)) if form}
+
 
 class Account(msgspec.Struct, frozen=True):
     """One Checkly account. `api_key` may be empty unless it comes from `Settings.require_accounts()`."""
@@ -123,22 +131,10 @@ class Schedule(msgspec.Struct, frozen=True):
 class InboxFile(msgspec.Struct, frozen=True):
     file: Path
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        return ()
-
 
 class InboxQueue(msgspec.Struct, frozen=True):
     url: SecretUrl
     queue: str
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What of the URL must not be told, as it stands there and decoded."""
-        from urllib.parse import unquote
-
-        found = [match[2] for p in (_URL_PASSWORD, _URL_PARAMETER) for match in p.finditer(self.url.reveal())]
-        return tuple({form for text in found for form in (text, unquote(text)) if form})
 
 
 class Observe(msgspec.Struct, frozen=True):
@@ -156,6 +152,15 @@ class Settings(msgspec.Struct, frozen=True):
     schedule: Schedule
     inbox: tuple[InboxFile | InboxQueue, ...]
     observe: Observe
+
+    @property
+    def secrets(self) -> set[str]:
+        """Every text that must not be told: keys, the token, passwords."""
+        secrets = {self.checkly.api_key, *(account.api_key for account in self.checkly.accounts)}
+        if self.observe.token:
+            secrets.add(self.observe.token)
+        urls = [self.warehouse.url, *(source.url for source in self.inbox if isinstance(source, InboxQueue))]
+        return {secret.reveal() for secret in secrets if secret} | {text for url in urls for text in url.secrets}
 
     def require_accounts(self) -> tuple[Account, ...]:
         """The accounts, default first, each with a key; ConfigError if the id or a key is missing.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from etl import cli, config
+from etl import config
+from etl.cli.arguments import make_parser
 from etl.errors import ConfigError
 from etl.schema import view_texts
 from etl.tables import metadata
@@ -59,7 +60,7 @@ def _commands(text: str) -> list[str]:
 def test_every_command_line_is_understood(document: Path) -> None:
     for command in _commands(_text(document)):
         try:
-            cli._parser().parse_args(shlex.split(command.replace("...", "x")))
+            make_parser().parse_args(shlex.split(command.replace("...", "x")))
         except ConfigError as error:
             pytest.fail(f"checkly-etl {command}: {error}")
         except SystemExit:  # --help and --version, understood and done
@@ -67,7 +68,7 @@ def test_every_command_line_is_understood(document: Path) -> None:
 
 
 def test_the_readme_names_every_command() -> None:
-    (commands,) = [action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)]
+    (commands,) = [action.choices for action in make_parser()._actions if isinstance(action.choices, dict)]
     shown = {command.split()[0] for command in _commands(_text(ROOT / "README.md"))}
     assert commands
     assert shown >= set(commands)

@@ -8,6 +8,7 @@ https://redis.io/docs/latest/commands/lmove/ https://redis.io/docs/latest/comman
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from etl.inbox.text import decode, text_of_fields
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 10
 GROUP = CONSUMER = "checkly-etl"
+
+_COMMAND = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ")  # with the message that it acknowledges
 
 
 class RedisSource:
@@ -68,7 +71,9 @@ class RedisSource:
             if kind == "stream":
                 return f"a stream of {self._redis.xlen(self._key):,} entries"
             waiting = self._redis.llen(self._key) + self._redis.llen(self._taken)
-            return f"a list, {waiting:,} messages wait" if kind else "can be reached; nothing has been pushed yet"
+            if not kind and not waiting:
+                return "can be reached; nothing has been pushed yet"
+            return f"a list, {waiting:,} messages wait"
 
     def close(self) -> None:
         """Close the connection."""
@@ -123,4 +128,5 @@ def _text(fields: Mapping[bytes, bytes] | None) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    said = _COMMAND.sub("", " ".join(str(error).split()))
+    return said[:200] or type(error).__name__

@@ -1,0 +1,354 @@
+"""The command line: commands, exit codes, and the composition root.
+
+    arguments     what may be typed
+    output        what is printed
+    composition   how the pieces are put together, and signals
+
+A command is one function below; what it imports, it imports itself, so that `--help` costs nothing. Results go to
+stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etl.cli.arguments import Arguments, ids_of, make_parser, range_of, texts_of, when
+from etl.cli.composition import (
+    Signalled,
+    Signals,
+    later_releases,
+    load_settings,
+    open_database,
+    open_etl,
+    raise_signalled,
+    secrets_of,
+    user_agent,
+)
+from etl.cli.output import as_dict, dead_lines, done, fail, report, shown_lines, status_lines, utc
+from etl.cli.version import version
+from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError, runbook
+from etl.terminal import Bar, Redactor, one_line, set_up_logging
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit code. Errors of ours become a message on stderr, never a traceback."""
+    redactor = Redactor()
+    redactor.learn(secrets_of(os.environ))
+    wants_json = "--json" in argv
+    try:
+        arguments = make_parser().parse_args(argv)
+        arguments.redactor = redactor
+        _set_up_terminal(arguments)
+        code: int = COMMANDS[arguments.command](arguments)
+    except ConfigError as error:
+        return fail(error.problems, error.exit_code, redactor, wants_json)
+    except EtlError as error:
+        return fail([str(error)], error.exit_code, redactor, wants_json)
+    except Signalled as signalled:
+        return fail([], 128 + signalled.number, redactor, wants_json, outcome="interrupted")
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): not an error, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(getattr(arguments, "exit_code", EXIT_OK))
+    except Exception as error:
+        logging.getLogger(__name__).critical(
+            "a bug in checkly-etl, please report it", exc_info=error, extra=runbook("bug")
+        )
+        return fail([f"a bug in checkly-etl ({type(error).__name__})"], EXIT_WARNING, redactor, wants_json)
+    return code
+
+
+def _set_up_terminal(arguments: Arguments) -> None:
+    arguments.config = getattr(arguments, "config", None)
+    arguments.quiet = quiet = getattr(arguments, "quiet", False)
+    verbose = getattr(arguments, "verbose", False)
+    verbosity = -1 if quiet else 1 if verbose else 0
+    style = getattr(arguments, "log_format", "text")
+    # A daemon runs for months: its lines say what it does, also on a terminal.
+    is_watched = sys.stderr.isatty() and arguments.command != "daemon"
+    shows_bar = is_watched and style == "text" and not quiet and not verbose
+    arguments.bar = Bar() if shows_bar else None
+    if arguments.command == "demo" and verbosity == 0:
+        verbosity = -1  # its own lines say enough
+    set_up_logging(style=style, verbosity=verbosity, bar=arguments.bar, redactor=arguments.redactor)
+    # A command that does not stop by itself ends at once; the long ones put their own handlers in place.
+    signal.signal(signal.SIGTERM, raise_signalled)
+    signal.signal(signal.SIGINT, raise_signalled)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def _migrate(arguments: Arguments) -> int:
+    from etl import schema
+
+    settings = load_settings(arguments)
+    with open_database(settings, create=True, check=False) as database:
+        changed = schema.migrate(database)
+        print(f"{'migrated' if changed else 'already current'}: {database.name}")
+    return EXIT_OK
+
+
+def _sync(arguments: Arguments) -> int:
+    from etl import pipeline
+
+    texts, problems = texts_of(arguments.wait or [])
+    if problems:
+        raise ConfigError(problems)
+    with open_etl(arguments, max_time=arguments.max_time) as (etl, signalled):
+        outcome = pipeline.sync_until_final(etl, texts) if texts else pipeline.sync(etl)
+    return report(arguments, "sync", outcome, signalled)
+
+
+def _daemon(arguments: Arguments) -> int:
+    from etl import daemon
+
+    # A signal is how a daemon ends: that is no failure.
+    with open_etl(arguments) as (etl, _):
+        daemon.run(etl, version=version())
+    return EXIT_OK
+
+
+def _backfill(arguments: Arguments) -> int:
+    from etl import pipeline
+    from etl.database import now
+    from etl.errors import Interrupted
+
+    with open_etl(arguments) as (etl, signalled):
+        since, until = range_of(arguments, etl.database.read(now))
+        if arguments.plan:
+            try:
+                plan = pipeline.plan_backfill(etl, since=since, until=until, force=arguments.force)
+            except Interrupted:
+                raise Signalled(signalled.number or signal.SIGINT) from None
+            minutes = "no rate limit" if plan.minutes is None else f"about {plan.minutes:.0f} min at the rate budget"
+            line = (
+                f"{plan.listed:,} test sessions in the range, {plan.to_fetch:,} to fetch: {plan.calls:,} API calls "
+                f"plus error groups, {minutes}"
+            )
+            return done(arguments, as_dict(plan), [line], [], EXIT_OK)
+        outcome = pipeline.backfill(
+            etl, since=since, until=until, newest_first=arguments.newest_first, force=arguments.force
+        )
+    return report(arguments, "backfill", outcome, signalled)
+
+
+def _enqueue(arguments: Arguments) -> int:
+    from etl import pipeline
+
+    sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
+    if not sources:
+        raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
+    texts, problems = texts_of(sources)
+    settings = load_settings(arguments)
+    with open_database(settings) as database:
+        enqueued = database.run(lambda c: pipeline.enqueue_texts(c, settings, texts, force=arguments.force))
+    queued, refused = len(enqueued.ids), enqueued.discarded
+    code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+    problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
+    return done(arguments, {"queued": queued, "discarded": refused}, [f"{queued} queued"], problems, code)
+
+
+def _status(arguments: Arguments) -> int:
+    from etl import session_queue, warehouse
+    from etl.inbox import ledger
+
+    settings = load_settings(arguments)
+    with open_database(settings) as database:
+
+        def read(connection: Connection) -> dict[str, Any]:
+            return {
+                "warehouse": database.name,
+                "test_sessions": warehouse.count_test_sessions(connection),
+                "freshness": warehouse.freshness(connection),
+                "queue": session_queue.count_states(connection),
+                "dead": [as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
+                "stale": warehouse.stale_test_sessions(connection),
+                "inboxes": ledger.states(connection),
+                "inbox_rejects": ledger.rejects(connection),
+                "runs": warehouse.last_runs(connection),
+                "drift": warehouse.drift(connection),
+            }
+
+        status = database.read(read)
+    return done(arguments, status, list(status_lines(status)), [], EXIT_OK)
+
+
+def _dead(arguments: Arguments) -> int:
+    from etl import session_queue
+
+    action = arguments.action
+    ids = ids_of(arguments.ids)
+    if action in ("retry", "discard") and not ids and not arguments.all:
+        raise ConfigError(f"dead {action} needs ids, or --all")
+    if action in ("retry", "discard") and ids and arguments.all:
+        raise ConfigError(f"dead {action} takes ids or --all, not both")
+    if action == "show" and not ids:
+        raise ConfigError("dead show needs an id; see: checkly-etl dead list")
+    settings = load_settings(arguments)
+    with open_database(settings) as database:
+
+        def work(connection: Connection) -> tuple[list[session_queue.DeadLetter], int]:
+            letters = session_queue.dead_letters(connection, ids=ids or None)
+            if action == "retry":
+                return letters, session_queue.revive(connection, ids or None)
+            if action == "discard":
+                return letters, session_queue.discard(connection, ids or None)
+            return letters, 0
+
+        letters, count = database.run(work)
+    missing = sorted(set(ids) - {letter.test_session_id for letter in letters})
+    problems = [f"{id_} is no dead letter; see: checkly-etl dead list" for id_ in missing]
+    code = EXIT_USAGE if missing else EXIT_OK
+    if action in ("list", "show"):
+        value: dict[str, Any] = {"dead": [as_dict(letter) for letter in letters]}
+        lines = list(dead_lines(letters) if action == "list" else shown_lines(letters))
+    else:
+        value = {"retried" if action == "retry" else "discarded": count}
+        lines = [f"{count} {'queued again' if action == 'retry' else 'discarded'}"]
+    return done(arguments, value, lines, problems, code)
+
+
+def _prune(arguments: Arguments) -> int:
+    from etl import upkeep
+    from etl.database import now
+
+    settings = load_settings(arguments)
+    stop = threading.Event()
+    counts: dict[str, int] = {}
+    with Signals(stop, settings.schedule.grace.total_seconds()) as signals, open_database(settings) as database:
+        before = when("--before", arguments.before, database.read(now))
+        for what in upkeep.PRUNABLES:
+            if arguments.plan:
+                counts[what.name] = database.read(partial(upkeep.count_prunable, what=what, before=before))
+                continue
+            counts[what.name] = 0
+            after: tuple[Any, ...] | None = ()
+            while after is not None and not stop.is_set():
+                deleted, after = database.run(partial(upkeep.prune, what=what, before=before, after=after or None))
+                counts[what.name] += deleted
+    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    verb = "would be deleted" if arguments.plan else "deleted"
+    lines = [f"from before {utc(before)}: {told} {verb}; the rows of test sessions stay"]
+    code = EXIT_OK if signals.number is None else 128 + signals.number
+    problems = [] if code == EXIT_OK else ["stopped before the end; run it again to go on"]
+    return done(arguments, {"before": before, "plan": arguments.plan, **counts}, lines, problems, code)
+
+
+def _forget(arguments: Arguments) -> int:
+    from etl import session_queue, upkeep
+
+    ids = ids_of(arguments.ids)
+    settings = load_settings(arguments)
+
+    def work(connection: Connection, id_: str) -> upkeep.Forgotten:
+        session_queue.shut_out(connection, id_)
+        return upkeep.forget_test_session(connection, id_)
+
+    with open_database(settings) as database:
+        forgotten = {id_: database.run(partial(work, id_=id_)) for id_ in ids}
+    lines = [
+        f"{id_}: {'forgotten' if gone.test_sessions else 'nothing was held of it'}, {gone.payloads} payloads and "
+        f"{len(gone.error_groups)} error groups deleted; it will not be exported again"
+        for id_, gone in forgotten.items()
+    ]
+    value = {"forgotten": [{"test_session_id": id_, **as_dict(gone)} for id_, gone in forgotten.items()]}
+    return done(arguments, value, lines, [], EXIT_OK)
+
+
+def _replay(arguments: Arguments) -> int:
+    from etl import pipeline
+
+    with open_etl(arguments) as (etl, signalled):
+        outcome = pipeline.replay(etl)
+    return report(arguments, "replay", outcome, signalled)
+
+
+def _doctor(arguments: Arguments) -> int:
+    from etl import doctor
+
+    settings = load_settings(arguments)
+    found: list[doctor.Finding] = []
+
+    def tell(finding: doctor.Finding) -> None:
+        found.append(finding)
+        if not arguments.json:  # each at once: the next one may take its time
+            mark = finding.status.replace("failed", "FAILED")
+            print(arguments.redactor.hide(one_line(f"{mark:8} {finding.what}: {finding.text}")), flush=True)
+
+    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
+    later = later_releases(settings)
+    tell(doctor.Finding("settings", EXIT_USAGE if later else EXIT_OK, "; ".join(later) or f"read from {source}"))
+    for finding in doctor.examine(settings, user_agent()):
+        tell(finding)
+    codes = {finding.exit_code for finding in found}
+    code = next(code for code in (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_WARNING, EXIT_OK) if code in codes)
+    if not arguments.json:
+        return code
+    checks = [{"check": f.what, "status": f.status, "exit_code": f.exit_code, "text": f.text} for f in found]
+    return done(arguments, {"checks": checks}, [], [f"{f.what}: {f.text}" for f in found if f.exit_code], code)
+
+
+def _simulate(arguments: Arguments) -> int:
+    from etl.simulator import Simulator, World
+
+    if arguments.port > 65535:
+        raise ConfigError("--port must be at most 65535")
+    world = World(seed=arguments.seed, now=arguments.now)
+    try:
+        simulator = Simulator(
+            world,
+            host=arguments.host,
+            port=arguments.port,
+            api_key=arguments.api_key or None,
+            rate_limit=arguments.rate_limit,
+        )
+    except OSError as error:
+        raise ConfigError(f"{arguments.host}:{arguments.port} cannot be used: {error.strerror or error}") from error
+    print(f"A simulated Checkly API answers at {simulator.url}")
+    print(f"  export CHECKLY_API_URL={simulator.url} CHECKLY_ACCOUNT_ID={simulator.account_id}")
+    key = "the key that --api-key gave" if arguments.api_key else "anything"
+    print(f"  export CHECKLY_API_KEY=...   ({key})", flush=True)
+    simulator.serve_forever()
+    return EXIT_OK
+
+
+def _demo(arguments: Arguments) -> int:
+    from etl import demo, pipeline
+
+    stop = threading.Event()
+    with Signals(stop, grace=5.0) as signals:
+        outcome = demo.run(
+            lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), user_agent(), stop
+        )
+    for problem in [*outcome.failures, *outcome.warnings]:
+        print(f"checkly-etl: {problem}", file=sys.stderr)
+    return 128 + signals.number if signals.number is not None else outcome.exit_code
+
+
+COMMANDS: Mapping[str, Callable[[Arguments], int]] = {
+    "migrate": _migrate,
+    "sync": _sync,
+    "daemon": _daemon,
+    "backfill": _backfill,
+    "enqueue": _enqueue,
+    "status": _status,
+    "dead": _dead,
+    "prune": _prune,
+    "forget": _forget,
+    "replay": _replay,
+    "doctor": _doctor,
+    "simulate": _simulate,
+    "demo": _demo,
+}
