@@ -74,7 +74,7 @@ def test_what_the_example_comments_out_loads_too() -> None:
     settings = read(text, CHECKLY_API_KEY="k", AMQP_PASSWORD="p", REDIS_PASSWORD="r", CHECKLY_ETL_TOKEN="t", **POSTGRES)
     assert settings.warehouse.schema == "checkly"
     assert (settings.schedule.cron, settings.schedule.interval) == ("*/15 * * * *", None)
-    assert [type(source) for source in settings.inbox] == [InboxFile, InboxQueue]
+    assert [type(source) for source in settings.inbox] == [InboxFile, InboxQueue, InboxQueue]
     assert settings.require_accounts()[0].name == "production"
 
 
