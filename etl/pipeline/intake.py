@@ -70,9 +70,10 @@ def take_in(etl: Etl, outcome: Outcome) -> None:
             logger.debug("inbox %s is read by another process", name)
             continue
         count = outcome.inboxes[name] = InboxCount()
-        error: str | None = None
+        error: str | None = "it was not read to its end"
         try:
-            _read(etl, settings, reading, count)
+            if _read(etl, settings, reading, count):
+                error = None
         except LeaseLost as lost:
             logger.debug("%s", lost)
         except Interrupted:
@@ -101,18 +102,20 @@ def take_in(etl: Etl, outcome: Outcome) -> None:
             )
 
 
-def _read(etl: Etl, settings: InboxFile | InboxQueue, reading: ledger.Reading, count: InboxCount) -> None:
+def _read(etl: Etl, settings: InboxFile | InboxQueue, reading: ledger.Reading, count: InboxCount) -> bool:
+    """Whether it was read to its end."""
     position = reading.position
     with closing(inbox.open_source(settings)) as source:
         while not etl.stop.is_set():
             batch = in_thread(etl, partial(source.receive, position))
             if batch is None:
-                return
+                return True
             taken = etl.database.run(partial(_commit, etl=etl, source=source, batch=batch, reading=reading))
             count.messages += len(batch.messages)
             count.rejected += len(taken.empty)
             position = batch.position or position
             in_thread(etl, partial(source.acknowledge, batch))
+    return False
 
 
 def _commit(connection: Connection, etl: Etl, source: Source, batch: Batch, reading: ledger.Reading) -> Enqueued:
