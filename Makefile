@@ -15,7 +15,7 @@ LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check static lock clean
+.PHONY: help demo test torture check static lock docs clean
 
 help:
 	@echo "make demo    simulated test sessions, exported into ./demo/warehouse.db, in a minute"
@@ -24,6 +24,7 @@ help:
 	@echo "make torture tests/torture at length: kills, crashes, cuts, full disks, hostile documents (an hour)"
 	@echo "make static  ruff, mypy, import-linter and alembic check"
 	@echo "make lock    write requirements/*.txt anew (LOCK_ARGS=--upgrade for newer versions)"
+	@echo "make docs    write docs/warehouse.md anew from the comments of tables and views"
 	@echo "make clean   delete what these targets made"
 	@echo
 	@echo "PYTHON=python3.12 make ... takes another Python (3.11 or newer)."
@@ -35,7 +36,7 @@ demo: .venv/.run
 test: .venv/.dev
 	@$(PYTEST) -q $(PYTEST_ARGS)
 
-# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 10 in .ci/run).
+# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 5 in .ci/run).
 torture: .venv/.dev
 	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q tests/torture $(PYTEST_ARGS)
 
@@ -66,6 +67,9 @@ lock: .venv/.dev
 	@echo "requirements/dev.txt"
 	@$(LOCK) $(LOCK_ARGS) -c requirements/run.txt -c requirements/build.txt -o requirements/dev.txt \
 		pyproject.toml requirements/build.in requirements/dev.in
+
+docs: .venv/.dev
+	@$(PY) docs/generate_warehouse.py
 
 clean:
 	@rm -rf .venv demo build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
