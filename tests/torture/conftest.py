@@ -33,6 +33,10 @@ IN_SHORT = (
     "test_max_time_ends_a_pass_that_waits",
     "test_settings_that_are_wrong_tell_no_secret",
     "test_an_api_that_repeats_the_key",
+    "test_a_daemon_under_a_changing_world",
+    "test_a_daemon_outlives_an_api",
+    "test_a_signal_in_the_middle_of_a_daemons_pass_gives_the_claims_back_and_is_exit_0[postgresql",
+    "test_a_second_signal_ends_a_daemon",
 )
 # The same on both databases, as far as anybody can tell: once is enough but for `make torture`.
 ON_ONE_ENGINE = (
@@ -54,6 +58,9 @@ ON_ONE_ENGINE = (
     "test_max_time_ends_a_pass",
     "test_a_refusal_reaches_as_far",
     "test_one_account_in_trouble",
+    "test_a_second_signal_ends_a_daemon",
+    "test_a_daemon_outlives_an_api",
+    "test_many_passes_leave_a_daemon",
 )
 
 
@@ -62,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/torture" not in item.path.as_posix() or IS_AT_LENGTH:
             continue
-        if TIMES < 10 and not item.name.startswith(IN_SHORT):
+        if TIMES < 5 and not item.name.startswith(IN_SHORT):
             item.add_marker(pytest.mark.skip(reason="in .ci/run and in make torture"))
         elif item.name.startswith(ON_ONE_ENGINE) and "sqlite" in item.name:
             item.add_marker(pytest.mark.skip(reason="on SQLite as well in make torture"))
