@@ -40,8 +40,8 @@ WORDS = {
         "key": "md5({0}) || md5({0})",
     },
     "sqlite": {
-        "numbers": "(WITH RECURSIVE s(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM s WHERE i < {n} - 1) "
-        "SELECT i FROM s)",
+        "numbers": "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {n} - 1) "
+        "SELECT i FROM n)",
         "uuid": "(printf('%08x', {0}) || '-0000-4000-8000-000000000000')",
         "time": "(strftime('%Y-%m-%d %H:%M:%S', {0}, 'unixepoch') || '.000000')",
         "hash": "(((({0}) * 2654435761 + {1} * 40503) / 65536) % {2})",

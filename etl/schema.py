@@ -8,6 +8,11 @@ created after every upgrade in its transaction, in which a handful of words are 
     HOURS_UNTIL(t)        hours from now until t, double precision
     SECONDS_AFTER(t, n)   t plus n seconds
     CURRENT_MOMENT()      now
+    UTC_DAY(t)            the UTC day of t: a date, on SQLite YYYY-MM-DD
+    UTC_DAY_TEXT(t)       the same as text on both
+    DAYS_AGO(n)           the beginning of the UTC day n days ago; -1 is tomorrow's
+    WHOLE_MS(t)           whole milliseconds since 1970, rounded down, bigint
+    SAME(a, b)            equal, or both null
 """
 
 from __future__ import annotations
@@ -45,12 +50,23 @@ _WORDS: dict[str, dict[str, str]] = {
         "HOURS_UNTIL": "CAST(EXTRACT(EPOCH FROM ({0} - now())) / 3600 AS double precision)",
         "SECONDS_AFTER": "({0} + {1} * interval '1 second')",
         "CURRENT_MOMENT": "now()",
+        "UTC_DAY": "CAST({0} AT TIME ZONE 'UTC' AS date)",
+        "UTC_DAY_TEXT": "CAST(CAST({0} AT TIME ZONE 'UTC' AS date) AS text)",
+        "DAYS_AGO": "((date_trunc('day', now() AT TIME ZONE 'UTC') - {0} * interval '1 day') AT TIME ZONE 'UTC')",
+        "WHOLE_MS": "CAST(FLOOR(EXTRACT(EPOCH FROM {0}) * 1000) AS bigint)",
+        "SAME": "({0} IS NOT DISTINCT FROM {1})",
     },
     "sqlite": {
         "MS_BETWEEN": f"(({_SQLITE_MICROSECONDS.format('{1}')} - {_SQLITE_MICROSECONDS.format('{0}')}) / 1000.0)",
         "HOURS_UNTIL": f"(({_SQLITE_MICROSECONDS} / 1000000.0 - CAST(strftime('%s', 'now') AS INTEGER)) / 3600.0)",
         "SECONDS_AFTER": "(strftime('%Y-%m-%d %H:%M:%S', substr({0}, 1, 19), {1} || ' seconds') || substr({0}, 20))",
         "CURRENT_MOMENT": "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')",
+        "UTC_DAY": "substr({0}, 1, 10)",
+        "UTC_DAY_TEXT": "substr({0}, 1, 10)",
+        "DAYS_AGO": "(date('now', (-({0})) || ' days') || ' 00:00:00.000000')",
+        # Integer division rounds towards zero, and the times before 1970 are negative.
+        "WHOLE_MS": f"(({_SQLITE_MICROSECONDS} - (({_SQLITE_MICROSECONDS}) % 1000 + 1000) % 1000) / 1000)",
+        "SAME": "({0} IS {1})",
     },
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ from tests.conftest import Program, rows
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Names of variables that are no settings: only tests read them.
-TEST_VARIABLES = {"CHECKLY_ETL_TEST_REAL", "CHECKLY_ETL_TORTURE"}
+TEST_VARIABLES = {"CHECKLY_ETL_TEST_REAL", "CHECKLY_ETL_TORTURE", "CHECKLY_ETL_HISTORIES"}
 FILE_ENDINGS = (".py", ".md", ".db", ".sql", ".txt", ".yaml", ".json")
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -183,3 +184,12 @@ def test_no_file_names_a_registry_or_a_path_of_a_machine() -> None:
             if found.search(line):
                 problems.append(f"{name}:{number}: {line.strip()[:100]}")
     assert not problems
+
+
+def test_the_description_of_the_warehouse_is_that_of_its_comments() -> None:
+    spec = importlib.util.spec_from_file_location("generate_warehouse", ROOT / "docs" / "generate_warehouse.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert _text(ROOT / "docs" / "warehouse.md") == module.text(), "run: make docs"
