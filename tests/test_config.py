@@ -71,7 +71,8 @@ def test_the_example_names_every_key_and_no_unknown_one() -> None:
 
 def test_what_the_example_comments_out_loads_too() -> None:
     text = re.sub(r"(?m)^  interval:.*\n", "", uncommented())
-    settings = read(text, CHECKLY_API_KEY="k", AMQP_PASSWORD="p", REDIS_PASSWORD="r", CHECKLY_ETL_TOKEN="t", **POSTGRES)
+    secrets = {"CHECKLY_API_KEY": "k", "AMQP_PASSWORD": "p", "REDIS_PASSWORD": "r", "CHECKLY_ETL_TOKEN": "t"}
+    settings = read(text, **secrets, **POSTGRES)
     assert settings.warehouse.schema == "checkly"
     assert (settings.schedule.cron, settings.schedule.interval) == ("*/15 * * * *", None)
     assert [type(source) for source in settings.inbox] == [InboxFile, InboxQueue, InboxQueue]

@@ -877,6 +877,8 @@ def test_an_error_groups_impact_is_summed_up(database: Database) -> None:
         # What was seen between counts.
         ((at(-40), at(-7), at(-1)), False, False),
         ((at(-9), at(-7), at(-1)), False, False),
+        # It came back after five days, and has stayed.
+        ((at(-8), at(-2), at(0)), False, False),
         # Seen again today as well, or last in the future: the days without have been all the same.
         ((at(-9), at(-1), at(0), at(1)), False, True),
         # Not seen in the last 7 days.
@@ -941,16 +943,18 @@ def test_a_check_has_become_slow(database: Database) -> None:
 
 
 def test_a_baseline_is_the_highest_p95_of_one_day_and_not_of_all_days(database: Database) -> None:
-    # A day of 20 executions, one of them slow: its p95 is the 19th. Of both days together it would be the 25th of 26.
+    # Of 20 the 19th: on the first day 100. Of the 50 of both days it would be the 48th: 20.
     history = runs(
-        *(execution(1, number, started_at=at(-8), duration_ms=10.0) for number in range(1, 20)),
-        execution(1, 20, started_at=at(-8), duration_ms=5000.0),
-        *(execution(2, number, started_at=at(-9), duration_ms=20.0) for number in range(1, 7)),
+        *(execution(1, number, started_at=at(-8), duration_ms=10.0) for number in range(1, 19)),
+        *(execution(1, number, started_at=at(-8), duration_ms=100.0) for number in (19, 20)),
+        *(execution(2, number, started_at=at(-9), duration_ms=20.0) for number in range(1, 31)),
+        # All recent days are one: of 40 the 38th.
         *(execution(3, number, started_at=at(0), duration_ms=30.0) for number in range(1, 20)),
         execution(3, 20, started_at=at(0), duration_ms=5000.0),
+        *(execution(4, number, started_at=at(-1), duration_ms=50.0) for number in range(1, 21)),
     )
     expected = table(
         "recent_p95_duration_ms baseline_p95_duration_ms recent_n baseline_n baseline_days ratio",
-        (30.0, 20.0, 20, 26, 2, 1.5),
+        (50.0, 100.0, 40, 50, 2, 0.5),
     )
     agree(database, "v_duration_regressions", history, expected)
