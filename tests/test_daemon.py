@@ -400,8 +400,12 @@ def test_the_counters_go_on_while_a_pass_is_under_way() -> None:
     with serving(state) as port:
         state.ended(done, 1.0)
         state.began(going_on)
-        assert samples(get(port, "/metrics")[1])["checkly_etl_test_sessions_saved_total"] == 7
+        going_on.inboxes["file x"] = InboxCount(True, 3, 1)
+        found = samples(get(port, "/metrics")[1])
+        assert found["checkly_etl_test_sessions_saved_total"] == 7
+        assert found['checkly_etl_inbox_messages_total{inbox="file x"}'] == 3
         state.ended(going_on, 1.0)
+        assert samples(get(port, "/metrics")[1])['checkly_etl_inbox_messages_total{inbox="file x"}'] == 3
         assert samples(get(port, "/metrics")[1])["checkly_etl_test_sessions_saved_total"] == 7
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -81,11 +81,7 @@ class State:
             self._calls.update(outcome.calls)
             self._passes[outcome.word] += 1
             self.durations.append(seconds)
-            for name, count in outcome.inboxes.items():
-                total = self._inboxes.setdefault(name, InboxCount())
-                total.is_up = count.is_up
-                total.messages += count.messages
-                total.rejected += count.rejected
+            self._inboxes = _added(self._inboxes, outcome.inboxes)
             if outcome.freshness:
                 ours = (None, *self._accounts)
                 self._freshness = [row for row in outcome.freshness if row["account_id"] in ours]
@@ -124,14 +120,15 @@ class State:
     def snapshot(self) -> Snapshot:
         """Everything that the metrics tell."""
         with self._lock:
-            counters = Counter(self._counters)
+            counters, inboxes = Counter(self._counters), self._inboxes
             if self._current is not None:
                 counters.update(self._current.counters)
+                inboxes = _added(inboxes, dict(self._current.inboxes))
             return Snapshot(
                 counters,
                 Counter(self._calls),
                 Counter(self._passes),
-                {name: InboxCount(c.is_up, c.messages, c.rejected) for name, c in self._inboxes.items()},
+                inboxes,
                 list(self._freshness),
                 self._hours_since(),
             )
@@ -148,3 +145,12 @@ class State:
     def _hours_until_loss(self) -> float | None:
         hours = [row["hours_until_loss"] for row in self._freshness if row["hours_until_loss"] is not None]
         return min(hours) - self._hours_since() if hours else None
+
+
+def _added(totals: Mapping[str, InboxCount], more: Mapping[str, InboxCount]) -> dict[str, InboxCount]:
+    """Totals with what one pass brought."""
+    sums = dict(totals)
+    for name, count in more.items():
+        total = sums.get(name, InboxCount())
+        sums[name] = InboxCount(count.is_up, total.messages + count.messages, total.rejected + count.rejected)
+    return sums
