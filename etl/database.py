@@ -385,6 +385,14 @@ class _Connection(psycopg.Connection[Any]):
 
     patience: float = STATEMENT_SECONDS
 
+    def _set_autocommit(self, value: bool) -> None:
+        """Only SQLAlchemy asks for this, to ping an idle connection. That one was cut is no error of the program."""
+        try:
+            super()._set_autocommit(value)
+        except psycopg.ProgrammingError as error:
+            self.close()
+            raise psycopg.OperationalError("the connection was lost while it was asked whether it lives") from error
+
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
             return super().wait(gen, interval, timeout or self.patience)

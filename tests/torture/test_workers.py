@@ -153,7 +153,7 @@ def test_the_list_is_walked_by_one_process_at_a_time(
     slow_checkly.add_fault(match=r"/v1/test-sessions\?", kind="delay", seconds=0.7)
     url = new_warehouse(engine_name)
     with workers(slow_checkly.url, url) as some:
-        crowd = [_named(some, "sync") for _ in range(4)]
+        crowd = [_named(some, "sync", "-v") for _ in range(4)]
         for worker in crowd:
             assert worker.wait() == 0, worker.err[-2000:]
     walks = sorted(_walkers(slow_checkly).values())
@@ -330,7 +330,7 @@ def test_a_worker_that_slept_through_its_lease_drops_what_it_brought(
         workers(simulator.url, url, CHECKLY_ETL_EXPORT__LEASE="1s") as some,
     ):
         simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=1.5, times=8)
-        sleeper = _named(some, "sync")
+        sleeper = _named(some, "sync", "-v")
         # All its threads wait for Checkly, and nothing is written meanwhile: it holds no lock when it falls asleep.
         wait_until(lambda: len(_fetched_ids(simulator)) == 8)
         sleeper.process.send_signal(signal.SIGSTOP)
@@ -364,7 +364,7 @@ def test_a_discovery_that_slept_through_its_lease_leaves_the_rest_to_the_other(
         workers(simulator.url, url, CHECKLY_ETL_EXPORT__LEASE="1s") as some,
     ):
         simulator.add_fault(match="nextId", kind="delay", seconds=1, times=1)
-        sleeper = _named(some, "sync")
+        sleeper = _named(some, "sync", "-v")
         wait_until(lambda: any("nextId" in request.query for request in simulator.requests))
         sleeper.process.send_signal(signal.SIGSTOP)
         wait_until(lambda: _discovery_is_overdue(database))
