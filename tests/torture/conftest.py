@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/torture" not in item.path.as_posix() or IS_AT_LENGTH:
             continue
-        if TIMES < 5 and not item.name.startswith(IN_SHORT):
+        if TIMES < 10 and not item.name.startswith(IN_SHORT):
             item.add_marker(pytest.mark.skip(reason="in .ci/run and in make torture"))
         elif item.name.startswith(ON_ONE_ENGINE) and "sqlite" in item.name:
             item.add_marker(pytest.mark.skip(reason="on SQLite as well in make torture"))

@@ -31,7 +31,7 @@ DETAIL = "/v1/test-sessions/.+"
 WINDOW, FRESH = 61.0, 0.5  # of etl/accounts.py and etl/pacing.py
 PROCESSES = 3
 ROOT = Path(__file__).parents[2]
-only_long = pytest.mark.skipif(TIMES < 5, reason="a window lasts 61 s: CHECKLY_ETL_TORTURE=5 and more")
+only_long = pytest.mark.skipif(TIMES < 10, reason="a window lasts 61 s: CHECKLY_ETL_TORTURE=10 and more")
 
 
 def arrivals(checkly: Simulator) -> list[float]:

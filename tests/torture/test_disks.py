@@ -342,7 +342,7 @@ def test_a_file_that_is_no_database_or_a_broken_one_is_exit_3(url: str, simulato
                 assert str(_path(url)) in worker.err, worker.err
 
 
-@pytest.mark.skipif(TIMES < 5, reason="takes longer than the 30 s for which SQLite waits; in the long form only")
+@pytest.mark.skipif(TIMES < 10, reason="takes longer than the 30 s for which SQLite waits; in the long form only")
 def test_a_file_that_somebody_keeps_locked_is_exit_3_and_the_next_sync_does_it_all(
     url: str, simulator: Simulator, peace: Callable[[str], Content]
 ) -> None:

@@ -165,7 +165,7 @@ def test_migrate_through_pgbouncer_makes_the_same_schema_also_from_several_proce
 
 
 @needs_pgbouncer
-@pytest.mark.skipif(TIMES < 5, reason="a server that restarts is waited for; in the long form only")
+@pytest.mark.skipif(TIMES < 10, reason="a server that restarts is waited for; in the long form only")
 def test_pgbouncer_that_is_there_while_its_server_is_not_is_told(
     own_postgres: OwnPostgres, simulator: Simulator
 ) -> None:
