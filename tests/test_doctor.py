@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -718,6 +718,9 @@ def strict_server(postgres: str, role: str) -> Iterator[None]:
 @pytest.mark.usefixtures("strict_server")
 def test_a_wrong_password_is_told_and_not_shown(patient: Program, role: str) -> None:
     url = make_url(role).set(password=f"not-{PASSWORD}").render_as_string(hide_password=False)
+    with suppress(psycopg.OperationalError):
+        psycopg.connect(url).close()
+        pytest.skip("this server trusts whoever connects")
     run = examined(patient, CHECKLY_ETL_WAREHOUSE_URL=url)
     assert run.code == 3
     told = only_trouble(run, "warehouse")

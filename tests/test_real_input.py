@@ -197,7 +197,7 @@ def test_one_answer_for_everything_is_stored_once_and_a_list_without_end_is_an_e
         for id_ in (SOME_ID, ANOTHER_ID):
             assert f"is the document of {answered}" in exporter.must(0, "dead", "show", id_)
 
-        assert "FAILED" not in exporter.must(0, "doctor")
+        assert "FAILED" not in exporter.must(1, "doctor"), "it warns of the dead letters alone"
         assert exporter.must(0, "status")
 
 
