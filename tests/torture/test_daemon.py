@@ -1136,7 +1136,8 @@ def test_a_daemon_outlives_a_warehouse_that_is_gone_also_at_its_start(
                 own_postgres.start()
                 daemon.until(lambda: uuid(1) in place.known() and well(daemon))
                 own_postgres.stop()
-                daemon.until(unwell(daemon, "refused"))
+                # In the middle of a pass it is waited for, half a minute long, before the pass says why it failed.
+                daemon.until(unwell(daemon, "refused"), timeout=90)
         finally:
             own_postgres.start()
         put_some(checkly, [2])
