@@ -149,7 +149,7 @@ def test_no_text_makes_it_fail(text: str) -> None:
 def test_megabytes_of_hostile_text_take_linear_time(piece: str) -> None:
     started = time.process_time()
     find_ids(piece * (2_000_000 // len(piece)))
-    assert time.process_time() - started < 60
+    assert time.process_time() - started < 10
 
 
 def test_a_file_is_read_whatever_its_encoding(tmp_path: Path) -> None:

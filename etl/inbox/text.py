@@ -167,7 +167,8 @@ def _bare_ids(text: str) -> Iterator[str]:
     for line in text.splitlines():
         if _BARE.fullmatch(line.strip()):
             yield line.strip().lower()
-        elif line.startswith(('"', "[")):  # indented ones belong to a larger document, which says what they are
+        # Indented ones belong to a larger document, which says what they are; shorter ones hold no id.
+        elif len(line) > 36 and line.startswith(('"', "[")):
             for part in _document(line):
                 yield from _bare_in(part)
 
