@@ -479,6 +479,7 @@ def test_a_published_message_of_any_bytes_is_a_message(
     amqp_declare(amqp_url, amqp_queue)
     for body in (b"", b"\xff\x00\xfe", f"\ufeff{A}".encode("utf-16-le")):
         channel.basic_publish("", amqp_queue, body)
+    channel.queue_declare(amqp_queue, passive=True)  # answered when all before has been done
     assert ids(read(opened(amqp_url, amqp_queue))) == [(), (), (A,)]
 
 
