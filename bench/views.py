@@ -27,21 +27,22 @@ from etl.database import Database
 NAME = "etl_bench_views"
 CHECKS = 2000
 PER_SESSION = 20
+AT_ONCE = 500_000  # executions in a statement
 DAYS = 365
 ACCOUNT = "33333333-3333-4333-8333-333333333333"
 
-# {n}: rows; {t0}: seconds since 1970 of the first. The same on both engines but for four words.
+# {a}, {b}: the first number and the one behind the last; {s}: their alias. The same on both engines but for four words.
 WORDS = {
     "postgresql": {
-        "numbers": "generate_series(0, {n} - 1) AS s(i)",
+        "numbers": "generate_series({a}, {b} - 1) AS {s}(i)",
         "uuid": "CAST(lpad(to_hex({0}), 8, '0') || '-0000-4000-8000-000000000000' AS uuid)",
         "time": "to_timestamp({0})",
         "hash": "(abs(hashint8(CAST({0} AS bigint) * 7919 + {1})::bigint) % {2})",
         "key": "md5({0}) || md5({0})",
     },
     "sqlite": {
-        "numbers": "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {n} - 1) "
-        "SELECT i FROM n)",
+        "numbers": "(WITH RECURSIVE n(i) AS (SELECT {a} UNION ALL SELECT i + 1 FROM n WHERE i < {b} - 1) "
+        "SELECT i FROM n) AS {s}",
         "uuid": "(printf('%08x', {0}) || '-0000-4000-8000-000000000000')",
         "time": "(strftime('%Y-%m-%d %H:%M:%S', {0}, 'unixepoch') || '.000000')",
         "hash": "(((({0}) * 2654435761 + {1} * 40503) / 65536) % {2})",
@@ -77,9 +78,10 @@ def make(database: Database, executions: int) -> None:
             {environment}, {branch}, {commit}, {w["time"].format(f"CAST({t0} + {step} * s.i AS bigint)")},
             {w["time"].format(f"CAST({t0} + {step} * s.i + 300 AS bigint)")}, {w["time"].format(str(t0))},
             {w["time"].format(str(t0))}, ''
-        FROM {w["numbers"].format(n=sessions)} {"AS s" if database.is_sqlite else ""}
+        FROM {w["numbers"].format(a=0, b=sessions, s="s")}
         """,
-        f"""
+        *(
+            f"""
         INSERT INTO check_executions (test_session_id, execution_no, check_key, history_key, grouped_by,
             test_session_result_id, link, check_id, check_name, check_type, run_location, status, verdict, retries,
             is_retry_flaky, is_degraded, has_errors, started_at, stopped_at, duration_ms, retry_cost_ms, account_id,
@@ -93,13 +95,15 @@ def make(database: Database, executions: int) -> None:
             CASE WHEN {is_flaky} THEN 1 ELSE 0 END, {is_flaky} AND NOT {is_failed}, {h("e.i", 9, 50)} = 0, false,
             {started}, {started}, 500 + {h("e.i", 7, 9000)}, CASE WHEN {is_flaky} THEN 800 ELSE 0 END, t.account_id,
             t.project_id, t.environment, t.branch_name, t.commit_id
-        FROM {w["numbers"].replace("s(i)", "e(i)").format(n=executions)} {"AS e" if database.is_sqlite else ""}
+        FROM {w["numbers"].format(a=first, b=min(first + AT_ONCE, executions), s="e")}
         JOIN test_sessions t ON t.test_session_id = {w["uuid"].format(session_of)}
-        """,
+        """
+            for first in range(0, executions, AT_ONCE)
+        ),
         f"""
         INSERT INTO error_groups (error_group_id, account_id, cleaned_error_message)
         SELECT {w["uuid"].format("s.i")}, '{ACCOUNT}', 'error ' || CAST(s.i AS text)
-        FROM {w["numbers"].format(n=1000)} {"AS s" if database.is_sqlite else ""}
+        FROM {w["numbers"].format(a=0, b=1000, s="s")}
         """,
         """
         INSERT INTO test_session_results (test_session_id, test_session_result_id, position, execution_no, check_name,
