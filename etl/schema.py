@@ -2,7 +2,8 @@
 
 Hides alembic (imported only to migrate) and the dialects of the views. Migrations and `env.py` live beside
 the package in a checkout and inside it in a wheel. The views are data: one text a view in `views/*.sql`,
-created after every upgrade in its transaction, in which a handful of words are written per dialect:
+created after every upgrade in its transaction (those named etl_… are no contract). In them a handful of words are
+written per dialect:
 
     MS_BETWEEN(a, b)      milliseconds from a to b, double precision, exact to the microsecond
     HOURS_UNTIL(t)        hours from now until t, double precision
@@ -11,8 +12,15 @@ created after every upgrade in its transaction, in which a handful of words are 
     UTC_DAY(t)            the UTC day of t: a date, on SQLite YYYY-MM-DD
     UTC_DAY_TEXT(t)       the same as text on both
     DAYS_AGO(n)           the beginning of the UTC day n days ago; -1 is tomorrow's
+    DATE_AGO(n)           the UTC day n days ago, as UTC_DAY says it
+    ROLLED_UP_SINCE()     the first day that may be rolled up: older ones are always counted again
     WHOLE_MS(t)           whole milliseconds since 1970, rounded down, bigint
     SAME(a, b)            equal, or both null
+    CHECK_HASH(a, k)      short key of a check, by account and check_key
+    ROLLUP_LOCK()         number of the lock that a refresh of the rollups takes for itself, and writers share
+    TOUCH_LOCK()          number of the lock that a writer takes who changes shared rows of the rollups
+
+Triggers (`triggers/*.sql`, one file a dialect) are kept the same way.
 """
 
 from __future__ import annotations
@@ -28,15 +36,27 @@ from sqlalchemy.exc import DBAPIError
 
 from etl.database import Database, is_transient
 from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
-from etl.tables import etl_views
+from etl.tables import (
+    etl_checks,
+    etl_days,
+    etl_rollup_error_group_impact,
+    etl_rollup_test_session_summary,
+    etl_views,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "etl_schema_version"
 MIGRATION_LOCK = 0x63686B6C79  # "chkly": any number will do, as long as it never changes
-HEAD = "0002"  # the newest revision; a test holds it to the newest file in migrations/versions
+HEAD = "0003"  # the newest revision; a test holds it to the newest file in migrations/versions
+ROLLUP_LOCK = MIGRATION_LOCK + 1
+TOUCH_LOCK = MIGRATION_LOCK + 2
+ROLLED_UP_DAYS = 45  # a month, and some days for a clock that is behind
 OLDEST_POSTGRESQL = 150000
+
+# They stand in migrations only: metadata knows no index that is another one on each dialect.
+EXPRESSION_INDEXES = frozenset({"ix_check_executions_check", "ix_check_executions_day"})
 
 Grant = tuple[str, str]  # (view, statement that restores it)
 
@@ -53,6 +73,11 @@ _WORDS: dict[str, dict[str, str]] = {
         "UTC_DAY": "CAST({0} AT TIME ZONE 'UTC' AS date)",
         "UTC_DAY_TEXT": "CAST(CAST({0} AT TIME ZONE 'UTC' AS date) AS text)",
         "DAYS_AGO": "((date_trunc('day', now() AT TIME ZONE 'UTC') - {0} * interval '1 day') AT TIME ZONE 'UTC')",
+        "DATE_AGO": "(CAST(now() AT TIME ZONE 'UTC' AS date) - {0})",
+        "ROLLED_UP_SINCE": f"(CAST(now() AT TIME ZONE 'UTC' AS date) - {ROLLED_UP_DAYS})",
+        "CHECK_HASH": "CAST(md5(COALESCE(CAST({0} AS text), '-') || ' ' || {1}) AS uuid)",
+        "ROLLUP_LOCK": str(ROLLUP_LOCK),
+        "TOUCH_LOCK": str(TOUCH_LOCK),
         "WHOLE_MS": "CAST(FLOOR(EXTRACT(EPOCH FROM {0}) * 1000) AS bigint)",
         "SAME": "({0} IS NOT DISTINCT FROM {1})",
     },
@@ -64,6 +89,9 @@ _WORDS: dict[str, dict[str, str]] = {
         "UTC_DAY": "substr({0}, 1, 10)",
         "UTC_DAY_TEXT": "substr({0}, 1, 10)",
         "DAYS_AGO": "(date('now', (-({0})) || ' days') || ' 00:00:00.000000')",
+        "DATE_AGO": "date('now', (-({0})) || ' days')",
+        "ROLLED_UP_SINCE": f"date('now', '-{ROLLED_UP_DAYS} days')",
+        "CHECK_HASH": "(COALESCE({0}, '-') || ' ' || {1})",
         # Integer division rounds towards zero, and the times before 1970 are negative.
         "WHOLE_MS": f"(({_SQLITE_MICROSECONDS} - (({_SQLITE_MICROSECONDS}) % 1000 + 1000) % 1000) / 1000)",
         "SAME": "({0} IS {1})",
@@ -177,6 +205,12 @@ def view_texts() -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "views").glob("*.sql"))}
 
 
+def trigger_texts(dialect: str) -> list[str]:
+    """The statements that create functions and triggers, in their order."""
+    source = (_PACKAGE / "triggers" / f"{dialect}.sql").read_text(encoding="utf-8")
+    return [view_sql(statement, dialect) for statement in source.strip().split("\n\n")[1:]]
+
+
 def view_sql(source: str, dialect: str) -> str:
     """A view's text in a dialect's words."""
 
@@ -188,7 +222,8 @@ def view_sql(source: str, dialect: str) -> str:
 
 
 def drop_views(connection: Connection) -> list[Grant]:
-    """Drop every view of ours, so that the tables below can change. Returns the grants to restore."""
+    """Drop every view and trigger of ours, so that the tables below can change. Returns the grants to restore."""
+    _drop_triggers(connection)
     existing = set(inspect(connection).get_view_names())
     ours = [name for name in _created_views(connection) if name in existing]
     grants = _view_grants(connection, ours) if connection.dialect.name == "postgresql" else []
@@ -202,8 +237,17 @@ def drop_views(connection: Connection) -> list[Grant]:
 
 
 def create_views(connection: Connection, grants: list[Grant]) -> None:
-    """Create every view, comment it, restore the grants, and remember the texts by their hashes."""
+    """Create every view and trigger, restore the grants, and remember the texts by their hashes.
+
+    Rollups are dropped: another release may count otherwise.
+    """
     connection.execute(etl_views.delete())
+    for statement in trigger_texts(connection.dialect.name):
+        _execute(connection, statement)
+    connection.execute(etl_checks.update().values(rolled_up_for=None))
+    connection.execute(etl_days.update().values(is_rolled_up=False))
+    connection.execute(etl_rollup_error_group_impact.delete())
+    connection.execute(etl_rollup_test_session_summary.delete())
     for name, source in _in_order(view_texts()):
         _execute(connection, f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
         if connection.dialect.name == "postgresql":
@@ -215,6 +259,20 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
     for view, grant in grants:
         if view in wanted:
             _execute(connection, grant)
+
+
+def _drop_triggers(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # Their triggers go with them.
+        ours = "SELECT proname FROM pg_proc WHERE pronamespace = CAST(current_schema() AS regnamespace)"
+        drop = 'DROP FUNCTION "{}"() CASCADE'
+    else:
+        ours = "SELECT name AS proname FROM sqlite_master WHERE type = 'trigger'"
+        drop = 'DROP TRIGGER "{}"'
+    for name in connection.execute(
+        text(f"SELECT proname FROM ({ours}) AS f WHERE proname LIKE 'etl_touch_%'")
+    ).scalars():
+        connection.exec_driver_sql(drop.format(name))
 
 
 def _execute(connection: Connection, sql: str) -> None:
@@ -260,7 +318,8 @@ def _wanted(connection: Connection) -> dict[str, str]:
     # Hashed in the dialect's words: a word that is mended makes the views new, too.
     dialect = connection.dialect.name
     digests = {name: sha256(view_sql(source, dialect).encode()).hexdigest() for name, source in view_texts().items()}
-    return {HEAD: "", **digests}
+    triggers = sha256("\n\n".join(trigger_texts(dialect)).encode()).hexdigest()
+    return {HEAD: "", "triggers": triggers, **digests}
 
 
 def _state(connection: Connection) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Double,
     ForeignKeyConstraint,
@@ -65,6 +66,8 @@ class UtcTime(TypeDecorator[datetime]):
 
 # Ids are lower-case text with hyphens in Python and on SQLite, native on PostgreSQL.
 Id = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+# What CHECK_HASH of the views gives (schema.py).
+CheckHash = Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 Json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
 
@@ -215,11 +218,19 @@ check_executions = Table(
     _may("branch_name", Text, "Copied from the session."),
     _may("commit_id", Text, "Copied from the session."),
     _child_of_test_session(),
-    # No index on check_key or branch_name: a btree entry holds 2,704 bytes and either may be an essay; a hash index
-    # walks all rows of a value for each that it adds, and nearly all rows are of one branch.
+    # No btree on check_key or branch_name: its entries hold 2,704 bytes and either may be an essay (decision 0004).
+    # Branches are found by a bloom filter a range of pages, checks by a hash of theirs: that index, and the one on
+    # UTC days, are over expressions and stand in migration 0004.
     Index("ix_check_executions_check_id_started_at", "check_id", "started_at"),
     Index("ix_check_executions_history_key_started_at", "history_key", "started_at"),
-    Index("ix_check_executions_started_at", "started_at"),
+    Index("ix_check_executions_started_at", "started_at", postgresql_using="brin"),
+    Index(
+        "ix_check_executions_branch_name",
+        "branch_name",
+        postgresql_using="brin",
+        postgresql_ops={"branch_name": "text_bloom_ops"},
+        postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
+    ),
     comment="One row an execution of a check, its attempts folded; rebuilt from the session's latest payload.",
 )
 
@@ -450,4 +461,122 @@ etl_views = Table(
     _key("view_name", Text, "The view."),
     _need("sha256", String(64), "Hash of the text that it was created from."),
     comment="Texts of the views, by hash: tells whether the schema is current without alembic.",
+)
+
+# --- rollups ------------------------------------------------------------------------------------------------
+# What views read instead of counting again. Whoever writes executions, links or sessions drops what was made of them
+# (triggers, migration 0004); `rollups.refresh` makes it anew from the views etl_live_….
+
+etl_checks = Table(
+    "etl_checks",
+    metadata,
+    _key("check_hash", CheckHash, "Hash of account and check_key."),
+    _may("account_id", Id, "The account."),
+    _need("check_key", Text, "As in check_executions."),
+    _may("rolled_up_for", Date, "The UTC day for which its rollups are right; null: they are not."),
+    _may("check_id", Id, "Checkly's id of the check; this and the rest are right if rolled_up_for is not null."),
+    _may("check_name", Text, "Name of the check in its newest execution."),
+    _may("check_type", Text, "Type of the check in its newest execution."),
+    _may("project_id", Id, "Project of the newest execution that has one."),
+    _may("first_started_at", UtcTime, "Start of its first execution."),
+    _may("last_started_at", UtcTime, "Start of its newest execution."),
+    _may("last_verdict", Text, "Verdict of its newest decided execution."),
+    comment="One row a check that ever ran; short keys for joins.",
+)
+
+etl_days = Table(
+    "etl_days",
+    metadata,
+    _key("day", Date, "A UTC day on which an execution started."),
+    _need("is_rolled_up", Boolean, "Whether etl_rollup_check_daily holds all of it."),
+    comment="One row a UTC day with executions.",
+)
+
+etl_rollup_check_daily = Table(
+    "etl_rollup_check_daily",
+    metadata,
+    _need("day", Date, "As in v_check_daily, like the rest."),
+    _need("check_hash", CheckHash, "The check."),
+    _may("account_id", Id, "See v_check_daily."),
+    _need("check_key", Text, "See v_check_daily."),
+    _may("branch_name", Text, "See v_check_daily."),
+    _may("environment", Text, "See v_check_daily."),
+    _may("run_location", Text, "See v_check_daily."),
+    _need("executions", BigInteger, "See v_check_daily."),
+    _need("decided", BigInteger, "See v_check_daily."),
+    _need("passed", BigInteger, "See v_check_daily."),
+    _need("failed", BigInteger, "See v_check_daily."),
+    _need("errored", BigInteger, "See v_check_daily."),
+    _need("retry_flaky", BigInteger, "See v_check_daily."),
+    _need("degraded", BigInteger, "See v_check_daily."),
+    _need("retry_cost_ms", Double, "See v_check_daily."),
+    _need("passed_duration_ms_sum", Double, "See v_check_daily."),
+    _need("passed_duration_n", BigInteger, "See v_check_daily."),
+    _may("p50_duration_ms", Double, "See v_check_daily."),
+    _may("p95_duration_ms", Double, "See v_check_daily."),
+    Index("ix_etl_rollup_check_daily_day", "day"),
+    Index("ix_etl_rollup_check_daily_check_hash", "check_hash"),
+    comment="Rows of v_check_daily for the days that etl_days says.",
+)
+
+etl_rollup_flaky_checks = Table(
+    "etl_rollup_flaky_checks",
+    metadata,
+    _key("check_hash", CheckHash, "The check."),
+    _need("executions", BigInteger, "See v_flaky_checks."),
+    _need("decided", BigInteger, "See v_flaky_checks."),
+    _need("retry_flaky", BigInteger, "See v_flaky_checks."),
+    _need("commits", BigInteger, "See v_flaky_checks."),
+    _need("commit_flaky", BigInteger, "See v_flaky_checks."),
+    _need("comparable", BigInteger, "See v_flaky_checks."),
+    _need("flips", BigInteger, "See v_flaky_checks."),
+    comment="Rows of v_flaky_checks for the checks and the day that etl_checks says.",
+)
+
+etl_rollup_duration_regressions = Table(
+    "etl_rollup_duration_regressions",
+    metadata,
+    _need("check_hash", CheckHash, "The check."),
+    _may("environment", Text, "See v_duration_regressions."),
+    _may("run_location", Text, "See v_duration_regressions."),
+    _may("recent_p95_duration_ms", Double, "See v_duration_regressions."),
+    _may("baseline_p95_duration_ms", Double, "See v_duration_regressions."),
+    _need("recent_n", BigInteger, "See v_duration_regressions."),
+    _need("baseline_n", BigInteger, "See v_duration_regressions."),
+    _need("baseline_days", BigInteger, "See v_duration_regressions."),
+    Index("ix_etl_rollup_duration_regressions_check_hash", "check_hash"),
+    comment="Rows of v_duration_regressions for the checks and the day that etl_checks says.",
+)
+
+etl_rollup_error_group_impact = Table(
+    "etl_rollup_error_group_impact",
+    metadata,
+    _key("error_group_id", Id, "The error group."),
+    _need("rolled_up_for", Date, "The UTC day for which the row is right."),
+    _need("occurrences", BigInteger, "See v_error_group_impact."),
+    _need("test_sessions", BigInteger, "See v_error_group_impact."),
+    _need("checks", BigInteger, "See v_error_group_impact."),
+    _need("branches", BigInteger, "See v_error_group_impact."),
+    _need("environments", BigInteger, "See v_error_group_impact."),
+    _may("first_observed_at", UtcTime, "See v_error_group_impact."),
+    _may("last_observed_at", UtcTime, "See v_error_group_impact."),
+    _need("occurrences_7d", BigInteger, "See v_error_group_impact."),
+    _need("is_new", Boolean, "See v_error_group_impact."),
+    _need("is_regression", Boolean, "See v_error_group_impact."),
+    comment="Rows of v_error_group_impact.",
+)
+
+etl_rollup_test_session_summary = Table(
+    "etl_rollup_test_session_summary",
+    metadata,
+    _key("test_session_id", Id, _TEST_SESSION),
+    _need("executions", BigInteger, "See v_test_session_summary."),
+    _need("passed", BigInteger, "See v_test_session_summary."),
+    _need("failed", BigInteger, "See v_test_session_summary."),
+    _need("undecided", BigInteger, "See v_test_session_summary."),
+    _need("retry_flaky", BigInteger, "See v_test_session_summary."),
+    _need("degraded", BigInteger, "See v_test_session_summary."),
+    _need("retries", BigInteger, "See v_test_session_summary."),
+    _need("retry_cost_ms", Double, "See v_test_session_summary."),
+    comment="What the executions of a test session came to, for v_test_session_summary.",
 )

@@ -20,7 +20,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from etl import accounts, session_queue, warehouse
+from etl import accounts, rollups, session_queue, warehouse
 from etl.checkly import PlanLacksList
 from etl.config import Account
 from etl.errors import (
@@ -161,6 +161,8 @@ def replay(etl: Etl) -> Outcome:
     etl_run_id = etl.database.run(lambda c: warehouse.start_run(c, "replay"))
     with _recorded(etl, etl_run_id, outcome):
         replay_payloads(etl, etl_run_id, outcome)
+        etl.database.run(rollups.drop)
+        _refresh_rollups(etl)
     return outcome
 
 
@@ -208,6 +210,7 @@ def _run(
             went_well = _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
             if went_well and is_whole:
                 etl.database.run(partial(accounts.succeeded, account_id=account.id))
+        _refresh_rollups(etl)
         if after is not None:
             after(outcome)
         if command == "sync" and is_whole:
@@ -215,6 +218,16 @@ def _run(
     if outcome.bug is not None:
         raise outcome.bug
     return outcome
+
+
+def _refresh_rollups(etl: Etl) -> None:
+    """So that views answer fast; without, they answer the same."""
+    try:
+        for step in etl.database.read(rollups.steps):
+            while not etl.stop.is_set() and etl.database.run(step):
+                pass
+    except WarehouseUnavailable as error:
+        logger.debug("the rollups could not be refreshed, the next pass does it: %s", error)
 
 
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:

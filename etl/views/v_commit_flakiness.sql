@@ -15,17 +15,19 @@ SELECT
     e.last_started_at
 FROM (
     SELECT
-        account_id,
-        check_key,
-        environment,
-        run_location,
-        commit_id,
-        COUNT(CASE WHEN verdict = 'PASSED' THEN 1 END) AS passed,
-        COUNT(CASE WHEN verdict = 'FAILED' THEN 1 END) AS failed,
-        MIN(started_at) AS first_started_at,
-        MAX(started_at) AS last_started_at
-    FROM check_executions
-    WHERE commit_id IS NOT NULL
-    GROUP BY account_id, check_key, environment, run_location, commit_id
+        k.check_hash,
+        k.account_id,
+        k.check_key,
+        x.environment,
+        x.run_location,
+        x.commit_id,
+        COUNT(CASE WHEN x.verdict = 'PASSED' THEN 1 END) AS passed,
+        COUNT(CASE WHEN x.verdict = 'FAILED' THEN 1 END) AS failed,
+        MIN(x.started_at) AS first_started_at,
+        MAX(x.started_at) AS last_started_at
+    FROM etl_checks k
+    JOIN check_executions x ON CHECK_HASH(x.account_id, x.check_key) = k.check_hash
+    WHERE x.commit_id IS NOT NULL
+    GROUP BY k.check_hash, k.account_id, k.check_key, x.environment, x.run_location, x.commit_id
 ) AS e
-LEFT JOIN v_checks c ON c.check_key = e.check_key AND SAME(c.account_id, e.account_id)
+LEFT JOIN etl_live_checks c ON c.check_hash = e.check_hash

@@ -7,7 +7,7 @@ SELECT
     l.error_group_id,
     g.cleaned_error_message,
     s.account_id,
-    e.check_key,
+    k.check_key,
     r.check_name,
     s.branch_name,
     s.environment,
@@ -22,3 +22,4 @@ JOIN test_sessions s ON s.test_session_id = l.test_session_id
 LEFT JOIN test_session_results r
     ON r.test_session_id = l.test_session_id AND r.test_session_result_id = l.test_session_result_id
 LEFT JOIN check_executions e ON e.test_session_id = r.test_session_id AND e.execution_no = r.execution_no
+LEFT JOIN etl_checks k ON k.check_hash = CHECK_HASH(e.account_id, e.check_key)

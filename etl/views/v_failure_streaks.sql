@@ -3,18 +3,30 @@
 -- first_failed_at, each floored to whole milliseconds. link: of the last failure. Undecided executions do not count.
 WITH history AS (
     SELECT
-        e.*,
-        LAG(verdict) OVER in_order AS verdict_before,
-        LEAD(verdict) OVER in_order AS verdict_after,
-        LEAD(started_at) OVER in_order AS started_after,
-        LEAD(test_session_id) OVER in_order AS session_after,
-        LEAD(commit_id) OVER in_order AS commit_after,
+        k.check_hash,
+        k.account_id,
+        k.check_key,
+        e.history_key,
+        e.branch_name,
+        e.environment,
+        e.run_location,
+        e.verdict,
+        e.started_at,
+        e.test_session_id,
+        e.commit_id,
+        e.link,
+        LAG(e.verdict) OVER in_order AS verdict_before,
+        LEAD(e.verdict) OVER in_order AS verdict_after,
+        LEAD(e.started_at) OVER in_order AS started_after,
+        LEAD(e.test_session_id) OVER in_order AS session_after,
+        LEAD(e.commit_id) OVER in_order AS commit_after,
         ROW_NUMBER() OVER in_order AS position
-    FROM check_executions e
-    WHERE verdict IS NOT NULL
+    FROM etl_checks k
+    JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
+    WHERE e.verdict IS NOT NULL
     WINDOW in_order AS (
-        PARTITION BY history_key, account_id, check_key, branch_name, environment, run_location
-        ORDER BY started_at, test_session_id, execution_no
+        PARTITION BY e.history_key, k.account_id, k.check_key, e.branch_name, e.environment, e.run_location
+        ORDER BY e.started_at, e.test_session_id, e.execution_no
     )
 ),
 -- The first and the last failure of each streak, which may be the same: a long streak costs no more than a short one.
@@ -60,5 +72,5 @@ SELECT
     s.recovered_commit AS recovered_commit_id,
     s.last_link AS link
 FROM streaks s
-LEFT JOIN v_checks c ON c.check_key = s.check_key AND SAME(c.account_id, s.account_id)
+LEFT JOIN etl_live_checks c ON c.check_hash = s.check_hash
 WHERE s.is_first

@@ -1,0 +1,160 @@
+"""Rollups: what views read instead of counting millions of executions again.
+
+Hides when they are worth their cost and how they stay right. Triggers (`triggers/*.sql`) drop what was made of rows
+that are written; a view counts what is dropped anew (its `etl_live_…`), and `refresh` fills the gaps from the very
+same view. So an answer never depends on whether there is a rollup, only its speed does.
+
+Every verb takes a connection inside of the caller's transaction and never commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select, text
+
+from etl.schema import ROLLUP_LOCK, view_sql
+from etl.tables import (
+    etl_checks,
+    etl_days,
+    etl_rollup_check_daily,
+    etl_rollup_duration_regressions,
+    etl_rollup_error_group_impact,
+    etl_rollup_flaky_checks,
+    etl_rollup_test_session_summary,
+)
+
+WORTH_IT = 100_000  # executions of a month; fewer are counted as fast as rollups are read
+SESSIONS_AT_ONCE = 5_000
+
+Step = Callable[[Connection], bool]
+
+
+def steps(connection: Connection) -> list[Step]:
+    """What is to be done, each in a transaction of its own and again for as long as it returns True.
+
+    Empty where there is little to count. A step keeps writers waiting for as long as it takes: seconds at most.
+    """
+    if not _is_worth_it(connection):
+        return []
+    return [_summarize_test_sessions, _roll_up_a_day, _roll_up_checks, _roll_up_error_groups]
+
+
+def _is_worth_it(connection: Connection) -> bool:
+    recent = text(
+        _sql(
+            connection,
+            "SELECT COUNT(*) FROM (SELECT 1 FROM check_executions WHERE UTC_DAY(started_at) >= DATE_AGO(29) "
+            "LIMIT :limit) AS r",
+        )
+    )
+    found: int = connection.execute(recent, {"limit": WORTH_IT}).scalar_one()
+    return found >= WORTH_IT
+
+
+def _summarize_test_sessions(connection: Connection) -> bool:
+    """The next sessions for which it is not stored."""
+    _keep_writers_out(connection)
+    return _fill(connection, etl_rollup_test_session_summary, f"TRUE LIMIT {SESSIONS_AT_ONCE}") == SESSIONS_AT_ONCE
+
+
+def _roll_up_a_day(connection: Connection) -> bool:
+    """The newest day that is over."""
+    _keep_writers_out(connection)
+    open_days = "NOT is_rolled_up AND day < DATE_AGO(0) AND day >= ROLLED_UP_SINCE()"
+    day = connection.execute(text(_sql(connection, f"SELECT MAX(day) FROM etl_days WHERE {open_days}"))).scalar()
+    if day is None:
+        # Older days are always counted again: they need no row, and with few the planner sees what is the case.
+        for table in (etl_rollup_check_daily, etl_days):
+            connection.execute(text(_sql(connection, f"DELETE FROM {table.name} WHERE day < ROLLED_UP_SINCE()")))
+        _analyze(connection, etl_days, etl_rollup_check_daily)
+        return False
+    connection.execute(text("DELETE FROM etl_rollup_check_daily WHERE day = :day"), {"day": day})
+    _fill(connection, etl_rollup_check_daily, "day = :day", day=day)
+    connection.execute(text("UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day"), {"day": day})
+    return True
+
+
+def _roll_up_checks(connection: Connection) -> bool:
+    """Names, flakiness and durations of every check that was touched, or whose last rollup was for another day."""
+    _keep_writers_out(connection)
+    stale = _sql(connection, "(rolled_up_for IS NULL OR rolled_up_for <> DATE_AGO(0))")
+    if connection.execute(text(f"SELECT 1 FROM etl_checks WHERE {stale} LIMIT 1")).first() is None:
+        return False
+    gone = "NOT EXISTS (SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = check_hash)"
+    connection.execute(text(f"DELETE FROM etl_checks WHERE {stale} AND {_sql(connection, gone)}"))
+    for table in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
+        kept = f"SELECT check_hash FROM etl_checks WHERE NOT {stale}"
+        connection.execute(text(f"DELETE FROM {table.name} WHERE check_hash NOT IN ({kept})"))
+        _fill(connection, table)
+    told = (
+        "check_id",
+        "check_name",
+        "check_type",
+        "project_id",
+        "first_started_at",
+        "last_started_at",
+        "last_verdict",
+    )
+    connection.execute(
+        text(
+            f"UPDATE etl_checks SET ({', '.join(told)}) = "
+            f"(SELECT {', '.join(told)} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash) "
+            f"WHERE rolled_up_for IS NULL"
+        )
+    )
+    connection.execute(text(_sql(connection, f"UPDATE etl_checks SET rolled_up_for = DATE_AGO(0) WHERE {stale}")))
+    _analyze(connection, etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions)
+    return False
+
+
+def _roll_up_error_groups(connection: Connection) -> bool:
+    _keep_writers_out(connection)
+    today = _sql(connection, "DATE_AGO(0)")
+    connection.execute(text(f"DELETE FROM etl_rollup_error_group_impact WHERE rolled_up_for <> {today}"))
+    if _fill(connection, etl_rollup_error_group_impact):
+        _analyze(connection, etl_rollup_error_group_impact)
+    return False
+
+
+def drop(connection: Connection) -> None:
+    """Drop all rollups, and find the checks and days anew: for rows that were written past the triggers."""
+    _keep_writers_out(connection)
+    known = (
+        "INSERT INTO etl_checks (check_hash, account_id, check_key) "
+        "SELECT DISTINCT CHECK_HASH(account_id, check_key), account_id, check_key FROM check_executions "
+        "WHERE TRUE ON CONFLICT DO NOTHING",
+        "INSERT INTO etl_days (day, is_rolled_up) SELECT DISTINCT UTC_DAY(started_at), FALSE FROM check_executions "
+        "WHERE TRUE ON CONFLICT DO NOTHING",
+    )
+    for statement in known:
+        connection.execute(text(_sql(connection, statement)))
+    connection.execute(etl_checks.update().values(rolled_up_for=None))
+    connection.execute(etl_days.update().values(is_rolled_up=False))
+    connection.execute(etl_rollup_error_group_impact.delete())
+    connection.execute(etl_rollup_test_session_summary.delete())
+
+
+def _fill(connection: Connection, table: Table, where: str = "TRUE", **parameters: Any) -> int:
+    """Store the rows that the table's view counts. Returns how many."""
+    columns = ", ".join(column.name for column in table.columns)
+    source = table.name.replace("etl_rollup_", "etl_live_")
+    statement = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source} WHERE {where}"
+    return connection.execute(text(statement), parameters).rowcount
+
+
+def _keep_writers_out(connection: Connection) -> None:
+    """What a writer has not committed yet would be missing for good. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(ROLLUP_LOCK)))
+
+
+def _analyze(connection: Connection, *tables: Table) -> None:
+    """These tables turn over as a whole, and long before autovacuum looks at them."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("ANALYZE " + ", ".join(table.name for table in tables))
+
+
+def _sql(connection: Connection, source: str) -> str:
+    return view_sql(source, connection.dialect.name)
