@@ -10,9 +10,8 @@ Every verb takes a connection inside of the caller's transaction and never commi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from sqlalchemy import Connection, Table, func, select, text
+from sqlalchemy import Connection, Table, TextClause, bindparam, column, delete, exists, func, select, table, text
 
 from etl.schema import ROLLUP_LOCK, view_sql
 from etl.tables import (
@@ -21,12 +20,17 @@ from etl.tables import (
     etl_rollup_check_daily,
     etl_rollup_duration_regressions,
     etl_rollup_error_group_impact,
+    etl_rollup_error_occurrences,
     etl_rollup_flaky_checks,
     etl_rollup_test_session_summary,
+    test_sessions,
 )
 
 WORTH_IT = 100_000  # executions of a month; fewer are counted as fast as rollups are read
-SESSIONS_AT_ONCE = 5_000
+SESSIONS_AT_ONCE = 1_000
+
+_s = test_sessions.c
+_stored = etl_rollup_test_session_summary.c
 
 Step = Callable[[Connection], bool]
 
@@ -38,7 +42,7 @@ def steps(connection: Connection) -> list[Step]:
     """
     if not _is_worth_it(connection):
         return []
-    return [_summarize_test_sessions, _roll_up_a_day, _roll_up_checks, _roll_up_error_groups]
+    return [_summarize_test_sessions(), _roll_up_a_day, _roll_up_checks, _roll_up_error_groups]
 
 
 def _is_worth_it(connection: Connection) -> bool:
@@ -53,10 +57,28 @@ def _is_worth_it(connection: Connection) -> bool:
     return found >= WORTH_IT
 
 
-def _summarize_test_sessions(connection: Connection) -> bool:
-    """The next sessions for which it is not stored."""
-    _keep_writers_out(connection)
-    return _fill(connection, etl_rollup_test_session_summary, f"TRUE LIMIT {SESSIONS_AT_ONCE}") == SESSIONS_AT_ONCE
+def _summarize_test_sessions() -> Step:
+    """Sessions for which it is not stored what they came to, a batch at a time."""
+    after: str | None = None
+
+    def step(connection: Connection) -> bool:
+        nonlocal after
+        _keep_writers_out(connection)
+        query = select(_s.test_session_id).where(~exists().where(_stored.test_session_id == _s.test_session_id))
+        if after is not None:
+            query = query.where(_s.test_session_id > after)
+        ids = connection.execute(query.order_by(_s.test_session_id).limit(SESSIONS_AT_ONCE)).scalars().all()
+        if not ids:
+            return False
+        these = bindparam("ids", ids, type_=_s.test_session_id.type, expanding=True)
+        occurrences = etl_rollup_error_occurrences
+        connection.execute(delete(occurrences).where(occurrences.c.test_session_id.in_(these)))
+        _fill(connection, occurrences, text("test_session_id IN :ids").bindparams(these))
+        _fill(connection, etl_rollup_test_session_summary, text("test_session_id IN :ids").bindparams(these))
+        after = ids[-1]
+        return len(ids) == SESSIONS_AT_ONCE
+
+    return step
 
 
 def _roll_up_a_day(connection: Connection) -> bool:
@@ -66,12 +88,12 @@ def _roll_up_a_day(connection: Connection) -> bool:
     day = connection.execute(text(_sql(connection, f"SELECT MAX(day) FROM etl_days WHERE {open_days}"))).scalar()
     if day is None:
         # Older days are always counted again: they need no row, and with few the planner sees what is the case.
-        for table in (etl_rollup_check_daily, etl_days):
-            connection.execute(text(_sql(connection, f"DELETE FROM {table.name} WHERE day < ROLLED_UP_SINCE()")))
+        for old in (etl_rollup_check_daily, etl_days):
+            connection.execute(text(_sql(connection, f"DELETE FROM {old.name} WHERE day < ROLLED_UP_SINCE()")))
         _analyze(connection, etl_days, etl_rollup_check_daily)
         return False
     connection.execute(text("DELETE FROM etl_rollup_check_daily WHERE day = :day"), {"day": day})
-    _fill(connection, etl_rollup_check_daily, "day = :day", day=day)
+    _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
     connection.execute(text("UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day"), {"day": day})
     return True
 
@@ -84,10 +106,10 @@ def _roll_up_checks(connection: Connection) -> bool:
         return False
     gone = "NOT EXISTS (SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = check_hash)"
     connection.execute(text(f"DELETE FROM etl_checks WHERE {stale} AND {_sql(connection, gone)}"))
-    for table in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
+    for rollup in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
         kept = f"SELECT check_hash FROM etl_checks WHERE NOT {stale}"
-        connection.execute(text(f"DELETE FROM {table.name} WHERE check_hash NOT IN ({kept})"))
-        _fill(connection, table)
+        connection.execute(text(f"DELETE FROM {rollup.name} WHERE check_hash NOT IN ({kept})"))
+        _fill(connection, rollup)
     told = (
         "check_id",
         "check_name",
@@ -136,12 +158,12 @@ def drop(connection: Connection) -> None:
     connection.execute(etl_rollup_test_session_summary.delete())
 
 
-def _fill(connection: Connection, table: Table, where: str = "TRUE", **parameters: Any) -> int:
+def _fill(connection: Connection, to: Table, where: TextClause | None = None) -> int:
     """Store the rows that the table's view counts. Returns how many."""
-    columns = ", ".join(column.name for column in table.columns)
-    source = table.name.replace("etl_rollup_", "etl_live_")
-    statement = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source} WHERE {where}"
-    return connection.execute(text(statement), parameters).rowcount
+    names = [column.name for column in to.columns]
+    source = table(to.name.replace("etl_rollup_", "etl_live_"), *map(column, names))
+    counted = select(source) if where is None else select(source).where(where)
+    return connection.execute(to.insert().from_select(names, counted)).rowcount
 
 
 def _keep_writers_out(connection: Connection) -> None:

@@ -578,5 +578,16 @@ etl_rollup_test_session_summary = Table(
     _need("degraded", BigInteger, "See v_test_session_summary."),
     _need("retries", BigInteger, "See v_test_session_summary."),
     _need("retry_cost_ms", Double, "See v_test_session_summary."),
-    comment="What the executions of a test session came to, for v_test_session_summary.",
+    comment="What the executions of a test session came to. A row: its error occurrences are right, too.",
+)
+
+etl_rollup_error_occurrences = Table(
+    "etl_rollup_error_occurrences",
+    metadata,
+    _key("test_session_id", Id, _TEST_SESSION),
+    _key("test_session_result_id", Id, "The result."),
+    _key("error_group_id", Id, "Error group observed in it."),
+    _may("check_hash", CheckHash, "The check; null for a result that is in no execution."),
+    Index("ix_etl_rollup_error_occurrences_check_hash", "check_hash"),
+    comment="Which check each link of test_session_result_error_groups is of, for v_error_occurrences.",
 )

@@ -7,7 +7,7 @@ to the same rows on both engines, for every history that hypothesis thinks of, b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -130,14 +130,22 @@ class History:
                 lines.append("    " + ", ".join(shown))
         return "\n".join(lines)
 
-    def insert(self, connection: Connection) -> None:
-        """Insert everything; what is referred to comes first."""
-        names = {one.name for one in fields(self)}
+    def insert(self, connection: Connection, *, but: Container[str] = ()) -> None:
+        """Insert everything (`but` what these tables hold); what is referred to comes first."""
+        names = {one.name for one in fields(self) if one.name not in but}
         for table in metadata.sorted_tables:
             found = getattr(self, table.name) if table.name in names else []
             if found:
                 nulls: Row = dict.fromkeys(table.columns.keys())
                 connection.execute(table.insert(), [nulls | row for row in found])
+
+    def of(self, ids: Container[str]) -> History:
+        """Only these test sessions, and all error groups."""
+
+        def kept(rows: list[Row]) -> list[Row]:
+            return [row for row in rows if row.get("test_session_id", "") in ids or "test_session_id" not in row]
+
+        return History(**{one.name: kept(getattr(self, one.name)) for one in fields(self)})
 
     def moved(self, days: int) -> History:
         """The same, so many days later."""

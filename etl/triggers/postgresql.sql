@@ -36,6 +36,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock(TOUCH_LOCK());
         DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (SELECT error_group_id FROM touched);
     END IF;
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (SELECT test_session_id FROM touched);
     RETURN NULL;
 END $$
 
@@ -55,6 +56,7 @@ BEGIN
             JOIN test_session_result_error_groups l ON l.test_session_id = t.test_session_id
         );
     END IF;
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (SELECT test_session_id FROM touched);
     RETURN NULL;
 END $$
 

@@ -31,24 +31,29 @@ END
 
 CREATE TRIGGER etl_touch_inserted_links AFTER INSERT ON test_session_result_error_groups BEGIN
     DELETE FROM etl_rollup_error_group_impact WHERE error_group_id = NEW.error_group_id;
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = NEW.test_session_id;
 END
 
 CREATE TRIGGER etl_touch_deleted_links AFTER DELETE ON test_session_result_error_groups BEGIN
     DELETE FROM etl_rollup_error_group_impact WHERE error_group_id = OLD.error_group_id;
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = OLD.test_session_id;
 END
 
 CREATE TRIGGER etl_touch_updated_links AFTER UPDATE ON test_session_result_error_groups BEGIN
     DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (OLD.error_group_id, NEW.error_group_id);
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (OLD.test_session_id, NEW.test_session_id);
 END
 
 CREATE TRIGGER etl_touch_updated_test_sessions AFTER UPDATE ON test_sessions BEGIN
     DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (
         SELECT error_group_id FROM test_session_result_error_groups WHERE test_session_id = NEW.test_session_id
     );
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = NEW.test_session_id;
 END
 
 CREATE TRIGGER etl_touch_updated_results AFTER UPDATE ON test_session_results BEGIN
     DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (
         SELECT error_group_id FROM test_session_result_error_groups WHERE test_session_id = NEW.test_session_id
     );
+    DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = NEW.test_session_id;
 END

@@ -2,9 +2,9 @@
 -- started_at is the result's, else its session's. check_key and verdict are those of the execution that the result
 -- belongs to; null for a result that the latest payload does not hold.
 SELECT
-    l.test_session_id,
-    l.test_session_result_id,
-    l.error_group_id,
+    o.test_session_id,
+    o.test_session_result_id,
+    o.error_group_id,
     g.cleaned_error_message,
     s.account_id,
     k.check_key,
@@ -16,10 +16,28 @@ SELECT
     COALESCE(r.started_at, s.started_at) AS started_at,
     r.result_type,
     e.verdict
-FROM test_session_result_error_groups l
-JOIN error_groups g ON g.error_group_id = l.error_group_id
-JOIN test_sessions s ON s.test_session_id = l.test_session_id
+FROM etl_rollup_error_occurrences o
+JOIN etl_rollup_test_session_summary m ON m.test_session_id = o.test_session_id
+JOIN error_groups g ON g.error_group_id = o.error_group_id
+JOIN test_sessions s ON s.test_session_id = o.test_session_id
+LEFT JOIN etl_checks k ON k.check_hash = o.check_hash
 LEFT JOIN test_session_results r
-    ON r.test_session_id = l.test_session_id AND r.test_session_result_id = l.test_session_result_id
+    ON r.test_session_id = o.test_session_id AND r.test_session_result_id = o.test_session_result_id
 LEFT JOIN check_executions e ON e.test_session_id = r.test_session_id AND e.execution_no = r.execution_no
-LEFT JOIN etl_checks k ON k.check_hash = CHECK_HASH(e.account_id, e.check_key)
+UNION ALL
+SELECT
+    test_session_id,
+    test_session_result_id,
+    error_group_id,
+    cleaned_error_message,
+    account_id,
+    check_key,
+    check_name,
+    branch_name,
+    environment,
+    run_location,
+    commit_id,
+    started_at,
+    result_type,
+    verdict
+FROM etl_live_error_occurrences

@@ -160,8 +160,29 @@ def upgrade() -> None:
         sa.Column("retries", sa.BigInteger(), nullable=False, comment="See v_test_session_summary."),
         sa.Column("retry_cost_ms", sa.Double(), nullable=False, comment="See v_test_session_summary."),
         sa.PrimaryKeyConstraint("test_session_id", name=op.f("pk_etl_rollup_test_session_summary")),
-        comment="What the executions of a test session came to, for v_test_session_summary.",
+        comment="What the executions of a test session came to. A row: its error occurrences are right, too.",
     )
+    op.create_table(
+        "etl_rollup_error_occurrences",
+        sa.Column(
+            "test_session_id",
+            ID,
+            autoincrement=False,
+            nullable=False,
+            comment="Checkly's id of the test session, lower case.",
+        ),
+        sa.Column("test_session_result_id", ID, autoincrement=False, nullable=False, comment="The result."),
+        sa.Column("error_group_id", ID, autoincrement=False, nullable=False, comment="Error group observed in it."),
+        sa.Column("check_hash", HASH, nullable=True, comment="The check; null for a result that is in no execution."),
+        sa.PrimaryKeyConstraint(
+            "test_session_id",
+            "test_session_result_id",
+            "error_group_id",
+            name=op.f("pk_etl_rollup_error_occurrences"),
+        ),
+        comment="Which check each link of test_session_result_error_groups is of, for v_error_occurrences.",
+    )
+    op.create_index("ix_etl_rollup_error_occurrences_check_hash", "etl_rollup_error_occurrences", ["check_hash"])
     dialect = op.get_bind().dialect.name
     op.drop_index("ix_check_executions_started_at", "check_executions")
     op.execute(f"CREATE INDEX ix_check_executions_check ON check_executions (({CHECK_HASH[dialect]}), started_at)")
@@ -189,6 +210,7 @@ def downgrade() -> None:
         op.drop_index(f"ix_check_executions_{name}", "check_executions")
     op.create_index("ix_check_executions_started_at", "check_executions", ["started_at"])
     for name in (
+        "etl_rollup_error_occurrences",
         "etl_rollup_test_session_summary",
         "etl_rollup_error_group_impact",
         "etl_rollup_duration_regressions",

@@ -1,0 +1,209 @@
+"""Rollups: a view says the same with them, without them, and with some of them; and they are used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, delete, text
+
+from etl import rollups
+from etl.database import Database
+from etl.tables import test_sessions
+from tests.histories import CALCULATIONS, HISTORIES, TODAY, History
+from tests.test_histories import EXAMPLES, MIDNIGHTS, at, counted, execution, holding, runs, select, today
+
+ROLLED_UP = (
+    "v_checks",
+    "v_check_daily",
+    "v_flaky_checks",
+    "v_duration_regressions",
+    "v_error_group_impact",
+    "v_test_session_summary",
+)
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollups, "WORTH_IT", 0)
+
+
+def refresh(connection: Connection) -> None:
+    for step in rollups.steps(connection):
+        while step(connection):
+            pass
+
+
+def assert_told(connection: Connection, view: str, history: History, day: Any, when: str) -> None:
+    of_view, of_calculation = counted(view, select(connection, view)), counted(view, CALCULATIONS[view](history, day))
+    assert of_view == of_calculation, f"{view} {when}\n{history.described()}"
+
+
+# --- the same answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", ROLLED_UP)
+def test_a_view_says_the_same_with_all_some_and_no_rollups(database: Database, view: str) -> None:
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(history=HISTORIES, data=st.data())
+    def compare(history: History, data: st.DataObject) -> None:
+        ids = [row["test_session_id"] for row in history.test_sessions]
+        late = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
+        gone = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
+        while True:
+            day = today(database)
+            there = history.moved((day - TODAY).days)
+            early = there.of(set(ids) - late)
+            with holding(database, early) as connection:
+                refresh(connection)
+                assert_told(connection, view, early, day, "rolled up")
+                there.of(late).insert(connection, but=("error_groups",))
+                assert_told(connection, view, there, day, "with later test sessions")
+                refresh(connection)
+                assert_told(connection, view, there, day, "rolled up again")
+                for id_ in gone:
+                    connection.execute(delete(test_sessions).where(test_sessions.c.test_session_id == id_))
+                left = there.of(set(ids) - gone)
+                assert_told(connection, view, left, day, "without some")
+                refresh(connection)
+                assert_told(connection, view, left, day, "rolled up in the end")
+            if today(database) == day:
+                return
+
+    compare()
+
+
+UPDATES = (
+    "UPDATE check_executions SET verdict = 'FAILED', status = 'FAILED'",
+    "UPDATE check_executions SET check_key = 'other', check_id = NULL",
+    "UPDATE check_executions SET account_id = NULL",
+    "UPDATE check_executions SET duration_ms = duration_ms * 3",
+    "UPDATE check_executions SET started_at = (SELECT MIN(started_at) FROM check_executions)",
+    "UPDATE test_sessions SET branch_name = 'other', environment = NULL",
+    "UPDATE test_session_results SET started_at = NULL",
+    "UPDATE test_session_result_error_groups SET error_group_id = (SELECT error_group_id FROM error_groups LIMIT 1)",
+    "DELETE FROM test_session_result_error_groups",
+    "DELETE FROM check_executions WHERE verdict = 'FAILED'",
+)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_rows_that_are_changed_by_hand_change_every_answer(database: Database, update: str) -> None:
+    moved = MIDNIGHTS.moved((today(database) - TODAY).days)
+    with holding(database, moved) as connection:
+        refresh(connection)
+        connection.execute(text(update))
+        with_rollups = {view: counted(view, select(connection, view)) for view in ROLLED_UP}
+        rollups.drop(connection)
+        assert with_rollups == {view: counted(view, select(connection, view)) for view in ROLLED_UP}
+
+
+# --- they are used, and not kept for ever -------------------------------------------------------------------
+
+
+def a_month(database: Database) -> History:
+    history = runs(
+        *[
+            execution(number, 1, "PASSED" if number % 5 else "FAILED", started_at=at(-number), duration_ms=1000.0)
+            for number in range(60)
+        ]
+    )
+    return history.moved((today(database) - TODAY).days)
+
+
+@pytest.fixture
+def rolled_up(database: Database) -> Iterator[Connection]:
+    with holding(database, a_month(database)) as connection:
+        refresh(connection)
+        yield connection
+
+
+def test_all_but_today_and_what_is_old_is_rolled_up(rolled_up: Connection, database: Database) -> None:
+    def count(sql: str) -> Any:
+        return rolled_up.execute(text(sql)).scalar()
+
+    assert count("SELECT COUNT(*) FROM etl_days WHERE is_rolled_up") == 45
+    assert count("SELECT COUNT(*) FROM etl_days WHERE NOT is_rolled_up") == 1, "today goes on"
+    assert count("SELECT COUNT(*) FROM etl_rollup_check_daily") == 45
+    assert count("SELECT COUNT(*) FROM etl_checks WHERE rolled_up_for IS NULL") == 0
+    for view in ("flaky_checks", "duration_regressions", "test_session_summary", "error_group_impact"):
+        assert count(f"SELECT COUNT(*) FROM etl_live_{view}") == 0, view
+
+
+@pytest.mark.parametrize(
+    ("view", "table", "change"),
+    [
+        ("v_checks", "etl_checks", "check_name = 'of the rollup'"),
+        ("v_check_daily", "etl_rollup_check_daily", "executions = 77"),
+        ("v_flaky_checks", "etl_rollup_flaky_checks", "flips = 77"),
+        ("v_duration_regressions", "etl_rollup_duration_regressions", "recent_n = 77"),
+        ("v_test_session_summary", "etl_rollup_test_session_summary", "retries = 77"),
+    ],
+)
+def test_a_view_reads_its_rollup(rolled_up: Connection, view: str, table: str, change: str) -> None:
+    rolled_up.execute(text(f"UPDATE {table} SET {change}"))
+    column, _, value = change.partition(" = ")
+    assert value.strip("'") in {
+        str(row[column]) for row in rolled_up.execute(text(f"SELECT * FROM {view}")).mappings()
+    }
+
+
+def test_replay_finds_checks_and_days_that_no_trigger_saw(rolled_up: Connection) -> None:
+    rolled_up.execute(text("DELETE FROM etl_checks"))
+    rolled_up.execute(text("DELETE FROM etl_days"))
+    rollups.drop(rolled_up)
+    refresh(rolled_up)
+    assert rolled_up.execute(text("SELECT COUNT(*) FROM v_checks")).scalar() == 1
+    assert rolled_up.execute(text("SELECT COUNT(*) FROM v_check_daily")).scalar() == 60
+
+
+def test_with_little_to_count_nothing_is_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollups, "WORTH_IT", 31)
+    with holding(database, a_month(database)) as connection:
+        assert rollups.steps(connection) == []
+
+
+# --- writers beside a refresh -------------------------------------------------------------------------------
+
+
+def test_a_refresh_waits_for_a_writer_who_is_not_done(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("one writer at a time")
+    history = a_month(database)
+    first, *rest = [row["test_session_id"] for row in history.test_sessions]
+    with database.writing() as connection:
+        history.of(rest).insert(connection)
+
+    def refresh_beside() -> None:
+        for step in database.read(rollups.steps):
+            while database.run(step):
+                pass
+
+    beside = threading.Thread(target=refresh_beside)
+    with database.writing() as connection:
+        history.of([first]).insert(connection)
+        beside.start()
+        beside.join(timeout=1)
+        assert beside.is_alive(), "it would count without what is not committed yet"
+    beside.join(timeout=30)
+    assert not beside.is_alive()
+    day = today(database)
+    for view in ROLLED_UP:
+        with database.reading() as connection:
+            assert_told(connection, view, history, day, "after both")
+
+
+def test_writers_do_not_wait_for_each_other_where_nothing_is_rolled_up(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("one writer at a time")
+    days = (today(database) - TODAY).days
+    with database.writing() as connection:
+        a_month(database).insert(connection)
+    with database.writing() as one, database.writing() as other:
+        other.execute(text("SET LOCAL lock_timeout = '2s'"))
+        runs(execution(101, 1, started_at=at(-1))).moved(days).insert(one)
+        runs(execution(102, 1, started_at=at(-1))).moved(days).insert(other)
