@@ -15,7 +15,7 @@ LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check static lock docs clean
+.PHONY: help demo test torture check static dbt lock docs clean
 
 help:
 	@echo "make demo    simulated test sessions, exported into ./demo/warehouse.db, in a minute"
@@ -23,8 +23,9 @@ help:
 	@echo "make check   what must pass before a commit: make static, then all tests"
 	@echo "make torture tests/torture at length: kills, crashes, cuts, full disks, hostile documents (an hour)"
 	@echo "make static  ruff, mypy, import-linter and alembic check"
+	@echo "make dbt     the dbt project of dbt/, built by a real dbt in a venv of its own"
 	@echo "make lock    write requirements/*.txt anew (LOCK_ARGS=--upgrade for newer versions)"
-	@echo "make docs    write docs/warehouse.md anew from the comments of tables and views"
+	@echo "make docs    write docs/warehouse.md and dbt/models/sources.yml anew from the comments of tables and views"
 	@echo "make clean   delete what these targets made"
 	@echo
 	@echo "PYTHON=python3.12 make ... takes another Python (3.11 or newer)."
@@ -59,6 +60,9 @@ static: .venv/.dev
 	export CHECKLY_ETL_WAREHOUSE_URL="sqlite:///$$folder/check.db" && \
 	$(PY) -m alembic upgrade head && $(PY) -m alembic check >/dev/null
 
+dbt: .venv/.dev .venv/.dbt
+	@CHECKLY_ETL_TEST_DBT="$(CURDIR)/.venv/dbt/bin/dbt" $(PYTEST) -q tests/test_dbt.py $(PYTEST_ARGS)
+
 lock: .venv/.dev
 	@echo "requirements/run.txt"
 	@$(LOCK) $(LOCK_ARGS) -o requirements/run.txt pyproject.toml
@@ -67,9 +71,12 @@ lock: .venv/.dev
 	@echo "requirements/dev.txt"
 	@$(LOCK) $(LOCK_ARGS) -c requirements/run.txt -c requirements/build.txt -o requirements/dev.txt \
 		pyproject.toml requirements/build.in requirements/dev.in
+	@echo "requirements/dbt.txt"
+	@$(LOCK) $(LOCK_ARGS) -o requirements/dbt.txt requirements/dbt.in
 
 docs: .venv/.dev
 	@$(PY) docs/generate_warehouse.py
+	@$(PY) docs/generate_dbt.py
 
 clean:
 	@rm -rf .venv demo build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -100,3 +107,11 @@ clean:
 	@$(LOCKED) -r requirements/dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch .venv/.run $@
+
+# In a virtual environment of its own: its libraries are not ours.
+.venv/.dbt: .venv/.made requirements/dbt.txt
+	@echo "Installing dbt (once) ..."
+	@rm -rf .venv/dbt
+	@"$(PYTHON)" -m venv .venv/dbt
+	@.venv/dbt/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/dbt.txt
+	@touch $@

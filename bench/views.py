@@ -31,7 +31,7 @@ AT_ONCE = 500_000  # executions in a statement
 DAYS = 365
 ACCOUNT = "33333333-3333-4333-8333-333333333333"
 
-# {a}, {b}: the first number and the one behind the last; {s}: their alias. The same on both engines but for four words.
+# {a}, {b}: the first number and the one behind the last; {s}: their alias. The rest is the same on both engines.
 WORDS = {
     "postgresql": {
         "numbers": "generate_series({a}, {b} - 1) AS {s}(i)",
@@ -172,7 +172,7 @@ def measure(database: Database, *, plans: bool, only: str) -> None:
             if not database.is_sqlite:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = '120s'")
             try:
-                # Counting every column, so that the database leaves none out; fetching a million rows is the client's.
+                # Every column is counted, so that none is left out; to fetch a million rows is the client's work.
                 names = connection.execute(text(f"SELECT * FROM {view} LIMIT 0")).keys()
                 counts = ", ".join(f'count("{name}")' for name in names)
                 for _ in range(4):

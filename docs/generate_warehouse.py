@@ -71,10 +71,10 @@ def _views() -> Iterator[str]:
         with database.reading() as connection:
             columns = {
                 name: [column["name"] for column in inspect(connection).get_columns(name)]
-                for name in schema.view_texts()
+                for name in schema.public_views()
             }
         database.close()
-    for name, source in schema.view_texts().items():
+    for name, source in schema.public_views().items():
         lines = takewhile(lambda line: line.startswith("--"), source.splitlines())
         comment = " ".join(line.removeprefix("--").strip() for line in lines)
         listed = ", ".join(f"`{column}`" for column in columns[name])

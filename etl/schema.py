@@ -205,6 +205,11 @@ def view_texts() -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "views").glob("*.sql"))}
 
 
+def public_views() -> dict[str, str]:
+    """Those of the contract: what is named etl_… is made for these."""
+    return {name: source for name, source in view_texts().items() if not name.startswith("etl_")}
+
+
 def trigger_texts(dialect: str) -> list[str]:
     """The statements that create functions and triggers, in their order."""
     source = (_PACKAGE / "triggers" / f"{dialect}.sql").read_text(encoding="utf-8")

@@ -20,9 +20,9 @@ from etl.tables import metadata
 from tests.conftest import Program, rows
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dbt/*.md")])
 # Names of variables that are no settings: only tests read them.
-TEST_VARIABLES = {"CHECKLY_ETL_TEST_REAL", "CHECKLY_ETL_TORTURE", "CHECKLY_ETL_HISTORIES"}
+TEST_VARIABLES = {"CHECKLY_ETL_TEST_DBT", "CHECKLY_ETL_TEST_REAL", "CHECKLY_ETL_TORTURE", "CHECKLY_ETL_HISTORIES"}
 FILE_ENDINGS = (".py", ".md", ".db", ".sql", ".txt", ".yaml", ".json")
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

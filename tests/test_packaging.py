@@ -134,11 +134,12 @@ def _wanted(lock: str) -> list[Requirement]:
     return {
         "run.txt": run,
         "build.txt": _asked("build.in"),
+        "dbt.txt": _asked("dbt.in"),
         "dev.txt": [*run, *_asked("build.in"), *_asked("dev.in")],
     }[lock]
 
 
-@pytest.mark.parametrize("lock", ["run.txt", "build.txt", "dev.txt"])
+@pytest.mark.parametrize("lock", ["run.txt", "build.txt", "dbt.txt", "dev.txt"])
 def test_a_lock_holds_what_is_asked_for(lock: str) -> None:
     pins = _locked(lock)
     for requirement in _wanted(lock):
