@@ -10,10 +10,25 @@ Every verb takes a connection inside of the caller's transaction and never commi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, Table, TextClause, bindparam, column, delete, exists, func, select, table, text
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    CursorResult,
+    Table,
+    TextClause,
+    bindparam,
+    column,
+    delete,
+    exists,
+    func,
+    select,
+    table,
+    text,
+)
 
-from etl.schema import ROLLUP_LOCK, view_sql
+from etl.schema import ROLLUP_LOCK, TOUCH_LOCK, view_sql
 from etl.tables import (
     etl_checks,
     etl_days,
@@ -28,6 +43,8 @@ from etl.tables import (
 
 WORTH_IT = 100_000  # executions of a month; fewer are counted as fast as rollups are read
 SESSIONS_AT_ONCE = 1_000
+IN_WORK = "'0001-01-01'"  # `rolled_up_for` of what is being counted: a writer who touches it takes the mark away
+REFRESH_LOCK = TOUCH_LOCK + 1
 
 _s = test_sessions.c
 _stored = etl_rollup_test_session_summary.c
@@ -38,23 +55,27 @@ Step = Callable[[Connection], bool]
 def steps(connection: Connection) -> list[Step]:
     """What is to be done, each in a transaction of its own and again for as long as it returns True.
 
-    Empty where there is little to count. A step keeps writers waiting for as long as it takes: seconds at most.
+    Empty where there is little to count. Writers wait for a step for a second at most on PostgreSQL.
     """
     if not _is_worth_it(connection):
         return []
-    return [_summarize_test_sessions(), _roll_up_a_day, _roll_up_checks, _roll_up_error_groups]
+    return [
+        _summarize_test_sessions(),
+        _roll_up_a_day,
+        _mark_checks,
+        _roll_up_checks,
+        _mark_error_groups,
+        _roll_up_error_groups,
+    ]
 
 
 def _is_worth_it(connection: Connection) -> bool:
-    recent = text(
-        _sql(
-            connection,
-            "SELECT COUNT(*) FROM (SELECT 1 FROM check_executions WHERE UTC_DAY(started_at) >= DATE_AGO(29) "
-            "LIMIT :limit) AS r",
-        )
-    )
-    found: int = connection.execute(recent, {"limit": WORTH_IT}).scalar_one()
-    return found >= WORTH_IT
+    recent = "SELECT 1 FROM check_executions WHERE UTC_DAY(started_at) >= DATE_AGO(29) LIMIT :limit"
+    counted = _run(connection, f"SELECT COUNT(*) FROM ({recent}) AS recent", limit=WORTH_IT)
+    return bool(counted.scalar_one() >= WORTH_IT)
+
+
+# --- test sessions and days: few rows a step, so that writers can wait ----------------------------------------
 
 
 def _summarize_test_sessions() -> Step:
@@ -84,58 +105,81 @@ def _summarize_test_sessions() -> Step:
 def _roll_up_a_day(connection: Connection) -> bool:
     """The newest day that is over."""
     _keep_writers_out(connection)
-    open_days = "NOT is_rolled_up AND day < DATE_AGO(0) AND day >= ROLLED_UP_SINCE()"
-    day = connection.execute(text(_sql(connection, f"SELECT MAX(day) FROM etl_days WHERE {open_days}"))).scalar()
+    day = _run(
+        connection,
+        "SELECT MAX(day) FROM etl_days WHERE NOT is_rolled_up AND day < DATE_AGO(0) AND day >= ROLLED_UP_SINCE()",
+    ).scalar()
     if day is None:
         # Older days are always counted again: they need no row, and with few the planner sees what is the case.
-        for old in (etl_rollup_check_daily, etl_days):
-            connection.execute(text(_sql(connection, f"DELETE FROM {old.name} WHERE day < ROLLED_UP_SINCE()")))
+        _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day < ROLLED_UP_SINCE()")
+        _run(connection, "DELETE FROM etl_days WHERE day < ROLLED_UP_SINCE()")
         _analyze(connection, etl_days, etl_rollup_check_daily)
         return False
-    connection.execute(text("DELETE FROM etl_rollup_check_daily WHERE day = :day"), {"day": day})
+    _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day = :day", day=day)
     _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
-    connection.execute(text("UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day"), {"day": day})
+    _run(connection, "UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day", day=day)
     return True
 
 
-def _roll_up_checks(connection: Connection) -> bool:
-    """Names, flakiness and durations of every check that was touched, or whose last rollup was for another day."""
+# --- checks and error groups: marked, counted while writers go on, and kept where the mark is still there ------
+
+
+def _mark_checks(connection: Connection) -> bool:
+    """Every check that was touched, or whose rollup is for another day."""
     _keep_writers_out(connection)
-    stale = _sql(connection, "(rolled_up_for IS NULL OR rolled_up_for <> DATE_AGO(0))")
-    if connection.execute(text(f"SELECT 1 FROM etl_checks WHERE {stale} LIMIT 1")).first() is None:
+    stale = "(rolled_up_for IS NULL OR rolled_up_for <> DATE_AGO(0))"
+    executions = (
+        "SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = etl_checks.check_hash"
+    )
+    _run(connection, f"DELETE FROM etl_checks WHERE {stale} AND NOT EXISTS ({executions})")
+    _run(connection, f"UPDATE etl_checks SET rolled_up_for = {IN_WORK} WHERE {stale}")
+    return False
+
+
+def _roll_up_checks(connection: Connection) -> bool:
+    marked = f"SELECT 1 FROM etl_checks WHERE rolled_up_for = {IN_WORK} LIMIT 1"
+    if not _is_alone(connection) or _run(connection, marked).first() is None:
         return False
-    gone = "NOT EXISTS (SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = check_hash)"
-    connection.execute(text(f"DELETE FROM etl_checks WHERE {stale} AND {_sql(connection, gone)}"))
+    right = "SELECT check_hash FROM etl_checks WHERE rolled_up_for = DATE_AGO(0)"
     for rollup in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
-        kept = f"SELECT check_hash FROM etl_checks WHERE NOT {stale}"
-        connection.execute(text(f"DELETE FROM {rollup.name} WHERE check_hash NOT IN ({kept})"))
+        _run(connection, f"DELETE FROM {rollup.name} WHERE check_hash NOT IN ({right})")
         _fill(connection, rollup)
-    told = (
-        "check_id",
-        "check_name",
-        "check_type",
-        "project_id",
-        "first_started_at",
-        "last_started_at",
-        "last_verdict",
+    told = "check_id, check_name, check_type, project_id, first_started_at, last_started_at, last_verdict"
+    live = f"SELECT DATE_AGO(0), {told} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash"
+    _run(
+        connection,
+        f"UPDATE etl_checks SET (rolled_up_for, {told}) = ({live}) WHERE rolled_up_for = {IN_WORK}",
     )
-    connection.execute(
-        text(
-            f"UPDATE etl_checks SET ({', '.join(told)}) = "
-            f"(SELECT {', '.join(told)} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash) "
-            f"WHERE rolled_up_for IS NULL"
-        )
-    )
-    connection.execute(text(_sql(connection, f"UPDATE etl_checks SET rolled_up_for = DATE_AGO(0) WHERE {stale}")))
     _analyze(connection, etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions)
     return False
 
 
-def _roll_up_error_groups(connection: Connection) -> bool:
+def _mark_error_groups(connection: Connection) -> bool:
+    """Every error group that was touched, or whose rollup is for another day."""
     _keep_writers_out(connection)
-    today = _sql(connection, "DATE_AGO(0)")
-    connection.execute(text(f"DELETE FROM etl_rollup_error_group_impact WHERE rolled_up_for <> {today}"))
-    if _fill(connection, etl_rollup_error_group_impact):
+    _run(connection, "DELETE FROM etl_rollup_error_group_impact WHERE rolled_up_for <> DATE_AGO(0)")
+    counts = [column.name for column in etl_rollup_error_group_impact.columns if isinstance(column.type, BigInteger)]
+    _run(
+        connection,
+        "INSERT INTO etl_rollup_error_group_impact "
+        f"(error_group_id, rolled_up_for, is_new, is_regression, {', '.join(counts)}) "
+        f"SELECT error_group_id, {IN_WORK}, FALSE, FALSE, {', '.join('0' for _ in counts)} FROM error_groups g "
+        "WHERE NOT EXISTS (SELECT 1 FROM etl_rollup_error_group_impact i WHERE i.error_group_id = g.error_group_id)",
+    )
+    return False
+
+
+def _roll_up_error_groups(connection: Connection) -> bool:
+    if not _is_alone(connection):
+        return False
+    names = [column.name for column in etl_rollup_error_group_impact.columns if not column.primary_key]
+    counted = _run(
+        connection,
+        f"UPDATE etl_rollup_error_group_impact SET {', '.join(f'{name} = l.{name}' for name in names)} "
+        "FROM etl_live_error_group_impact l WHERE l.error_group_id = etl_rollup_error_group_impact.error_group_id "
+        f"AND etl_rollup_error_group_impact.rolled_up_for = {IN_WORK}",
+    )
+    if counted.rowcount:
         _analyze(connection, etl_rollup_error_group_impact)
     return False
 
@@ -151,7 +195,7 @@ def drop(connection: Connection) -> None:
         "WHERE TRUE ON CONFLICT DO NOTHING",
     )
     for statement in known:
-        connection.execute(text(_sql(connection, statement)))
+        _run(connection, statement)
     connection.execute(etl_checks.update().values(rolled_up_for=None))
     connection.execute(etl_days.update().values(is_rolled_up=False))
     connection.execute(etl_rollup_error_group_impact.delete())
@@ -172,11 +216,19 @@ def _keep_writers_out(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(ROLLUP_LOCK)))
 
 
+def _is_alone(connection: Connection) -> bool:
+    """One process at a time counts what takes long; who comes second leaves it to the first."""
+    if connection.dialect.name != "postgresql":
+        return True
+    connection.exec_driver_sql("SET LOCAL jit = off")  # it would take longer than the rest
+    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(REFRESH_LOCK))).scalar_one())
+
+
 def _analyze(connection: Connection, *tables: Table) -> None:
     """These tables turn over as a whole, and long before autovacuum looks at them."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("ANALYZE " + ", ".join(table.name for table in tables))
 
 
-def _sql(connection: Connection, source: str) -> str:
-    return view_sql(source, connection.dialect.name)
+def _run(connection: Connection, source: str, **parameters: Any) -> CursorResult[Any]:
+    return connection.execute(text(view_sql(source, connection.dialect.name)), parameters)

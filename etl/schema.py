@@ -86,12 +86,13 @@ _WORDS: dict[str, dict[str, str]] = {
         "HOURS_UNTIL": f"(({_SQLITE_MICROSECONDS} / 1000000.0 - CAST(strftime('%s', 'now') AS INTEGER)) / 3600.0)",
         "SECONDS_AFTER": "(strftime('%Y-%m-%d %H:%M:%S', substr({0}, 1, 19), {1} || ' seconds') || substr({0}, 20))",
         "CURRENT_MOMENT": "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')",
-        "UTC_DAY": "substr({0}, 1, 10)",
+        # The casts have a reason: without, the expression has no affinity, and no index over it is found by a text.
+        "UTC_DAY": "CAST(substr({0}, 1, 10) AS text)",
         "UTC_DAY_TEXT": "substr({0}, 1, 10)",
         "DAYS_AGO": "(date('now', (-({0})) || ' days') || ' 00:00:00.000000')",
         "DATE_AGO": "date('now', (-({0})) || ' days')",
         "ROLLED_UP_SINCE": f"date('now', '-{ROLLED_UP_DAYS} days')",
-        "CHECK_HASH": "(COALESCE({0}, '-') || ' ' || {1})",
+        "CHECK_HASH": "CAST(COALESCE({0}, '-') || ' ' || {1} AS text)",
         # Integer division rounds towards zero, and the times before 1970 are negative.
         "WHOLE_MS": f"(({_SQLITE_MICROSECONDS} - (({_SQLITE_MICROSECONDS}) % 1000 + 1000) % 1000) / 1000)",
         "SAME": "({0} IS {1})",

@@ -66,7 +66,8 @@ class UtcTime(TypeDecorator[datetime]):
 
 # Ids are lower-case text with hyphens in Python and on SQLite, native on PostgreSQL.
 Id = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
-# What CHECK_HASH of the views gives (schema.py).
+# What CHECK_HASH and UTC_DAY of the views give (schema.py).
+Day = Date().with_variant(String(10), "sqlite")
 CheckHash = Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 Json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
@@ -473,8 +474,16 @@ etl_checks = Table(
     _key("check_hash", CheckHash, "Hash of account and check_key."),
     _may("account_id", Id, "The account."),
     _need("check_key", Text, "As in check_executions."),
-    _may("rolled_up_for", Date, "The UTC day for which its rollups are right; null: they are not."),
-    _may("check_id", Id, "Checkly's id of the check; this and the rest are right if rolled_up_for is not null."),
+    _may(
+        "rolled_up_for",
+        Day,
+        "UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
+    ),
+    _may(
+        "check_id",
+        Id,
+        "Checkly's id of the check; this and the rest are right while rolled_up_for is.",
+    ),
     _may("check_name", Text, "Name of the check in its newest execution."),
     _may("check_type", Text, "Type of the check in its newest execution."),
     _may("project_id", Id, "Project of the newest execution that has one."),
@@ -487,7 +496,7 @@ etl_checks = Table(
 etl_days = Table(
     "etl_days",
     metadata,
-    _key("day", Date, "A UTC day on which an execution started."),
+    _key("day", Day, "A UTC day on which an execution started."),
     _need("is_rolled_up", Boolean, "Whether etl_rollup_check_daily holds all of it."),
     comment="One row a UTC day with executions.",
 )
@@ -495,7 +504,7 @@ etl_days = Table(
 etl_rollup_check_daily = Table(
     "etl_rollup_check_daily",
     metadata,
-    _need("day", Date, "As in v_check_daily, like the rest."),
+    _need("day", Day, "As in v_check_daily, like the rest."),
     _need("check_hash", CheckHash, "The check."),
     _may("account_id", Id, "See v_check_daily."),
     _need("check_key", Text, "See v_check_daily."),
@@ -552,7 +561,7 @@ etl_rollup_error_group_impact = Table(
     "etl_rollup_error_group_impact",
     metadata,
     _key("error_group_id", Id, "The error group."),
-    _need("rolled_up_for", Date, "The UTC day for which the row is right."),
+    _need("rolled_up_for", Day, "The UTC day for which the row is right."),
     _need("occurrences", BigInteger, "See v_error_group_impact."),
     _need("test_sessions", BigInteger, "See v_error_group_impact."),
     _need("checks", BigInteger, "See v_error_group_impact."),

@@ -19,16 +19,17 @@ depends_on = None
 ID = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 HASH = sa.Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 TIME = sa.DateTime(timezone=True)
+DAY = sa.Date().with_variant(sa.String(10), "sqlite")
 
 # Letter by letter as the views write them: only so do they find the index. Neither SQLAlchemy nor alembic knows an
 # index that is over another expression on each dialect.
 CHECK_HASH = {
     "postgresql": "CAST(md5(COALESCE(CAST(account_id AS text), '-') || ' ' || check_key) AS uuid)",
-    "sqlite": "(COALESCE(account_id, '-') || ' ' || check_key)",
+    "sqlite": "CAST(COALESCE(account_id, '-') || ' ' || check_key AS text)",
 }
 UTC_DAY = {
     "postgresql": "CAST(started_at AT TIME ZONE 'UTC' AS date)",
-    "sqlite": "substr(started_at, 1, 10)",
+    "sqlite": "CAST(substr(started_at, 1, 10) AS text)",
 }
 
 
@@ -40,15 +41,15 @@ def upgrade() -> None:
         sa.Column("check_key", sa.Text(), nullable=False, comment="As in check_executions."),
         sa.Column(
             "rolled_up_for",
-            sa.Date(),
+            DAY,
             nullable=True,
-            comment="The UTC day for which its rollups are right; null: they are not.",
+            comment="UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
         ),
         sa.Column(
             "check_id",
             ID,
             nullable=True,
-            comment="Checkly's id of the check; this and the rest are right if rolled_up_for is not null.",
+            comment="Checkly's id of the check; this and the rest are right while rolled_up_for is.",
         ),
         sa.Column("check_name", sa.Text(), nullable=True, comment="Name of the check in its newest execution."),
         sa.Column("check_type", sa.Text(), nullable=True, comment="Type of the check in its newest execution."),
@@ -62,7 +63,7 @@ def upgrade() -> None:
     op.create_table(
         "etl_days",
         sa.Column(
-            "day", sa.Date(), autoincrement=False, nullable=False, comment="A UTC day on which an execution started."
+            "day", DAY, autoincrement=False, nullable=False, comment="A UTC day on which an execution started."
         ),
         sa.Column(
             "is_rolled_up", sa.Boolean(), nullable=False, comment="Whether etl_rollup_check_daily holds all of it."
@@ -72,7 +73,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "etl_rollup_check_daily",
-        sa.Column("day", sa.Date(), nullable=False, comment="As in v_check_daily, like the rest."),
+        sa.Column("day", DAY, nullable=False, comment="As in v_check_daily, like the rest."),
         sa.Column("check_hash", HASH, nullable=False, comment="The check."),
         sa.Column("account_id", ID, nullable=True, comment="See v_check_daily."),
         sa.Column("check_key", sa.Text(), nullable=False, comment="See v_check_daily."),
@@ -115,7 +116,7 @@ def upgrade() -> None:
     op.create_table(
         "etl_rollup_error_group_impact",
         sa.Column("error_group_id", ID, autoincrement=False, nullable=False, comment="The error group."),
-        sa.Column("rolled_up_for", sa.Date(), nullable=False, comment="The UTC day for which the row is right."),
+        sa.Column("rolled_up_for", DAY, nullable=False, comment="The UTC day for which the row is right."),
         sa.Column("occurrences", sa.BigInteger(), nullable=False, comment="See v_error_group_impact."),
         sa.Column("test_sessions", sa.BigInteger(), nullable=False, comment="See v_error_group_impact."),
         sa.Column("checks", sa.BigInteger(), nullable=False, comment="See v_error_group_impact."),
