@@ -41,7 +41,7 @@ from etl.tables import (
     test_sessions,
 )
 
-WORTH_IT = 100_000  # executions of a month; fewer are counted as fast as rollups are read
+WORTH_IT = 50_000  # executions of a month; fewer are counted as fast as rollups are read
 SESSIONS_AT_ONCE = 1_000
 IN_WORK = "'0001-01-01'"  # `rolled_up_for` of what is being counted: a writer who touches it takes the mark away
 REFRESH_LOCK = TOUCH_LOCK + 1

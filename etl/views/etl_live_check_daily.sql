@@ -51,6 +51,34 @@ ranked AS (
         ORDER BY CASE WHEN passed_duration_ms IS NULL THEN 1 ELSE 0 END, passed_duration_ms
         ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
     )
+),
+-- Windows to the end, and no GROUP BY: SQLite hands no filter through one to a window below.
+summed AS (
+    SELECT
+        day,
+        check_hash,
+        account_id,
+        check_key,
+        branch_name,
+        environment,
+        run_location,
+        duration_rank,
+        COUNT(*) OVER whole AS executions,
+        COUNT(verdict) OVER whole AS decided,
+        COUNT(CASE WHEN verdict = 'PASSED' THEN 1 END) OVER whole AS passed,
+        COUNT(CASE WHEN verdict = 'FAILED' THEN 1 END) OVER whole AS failed,
+        COUNT(CASE WHEN verdict = 'FAILED' AND has_errors THEN 1 END) OVER whole AS errored,
+        COUNT(CASE WHEN verdict IS NOT NULL AND is_retry_flaky THEN 1 END) OVER whole AS retry_flaky,
+        COUNT(CASE WHEN verdict IS NOT NULL AND is_degraded THEN 1 END) OVER whole AS degraded,
+        SUM(retry_cost_ms) OVER whole AS retry_cost_ms,
+        COALESCE(SUM(passed_duration_ms) OVER whole, CAST(0 AS double precision)) AS passed_duration_ms_sum,
+        COUNT(passed_duration_ms) OVER whole AS passed_duration_n,
+        MAX(CASE WHEN duration_rank = (50 * durations + 99) / 100 THEN passed_duration_ms END) OVER whole AS p50_duration_ms,
+        MAX(CASE WHEN duration_rank = (95 * durations + 99) / 100 THEN passed_duration_ms END) OVER whole AS p95_duration_ms
+    FROM ranked
+    WINDOW whole AS (
+        PARTITION BY day, history_key, check_hash, account_id, check_key, branch_name, environment, run_location
+    )
 )
 SELECT
     day,
@@ -60,17 +88,17 @@ SELECT
     branch_name,
     environment,
     run_location,
-    COUNT(*) AS executions,
-    COUNT(verdict) AS decided,
-    COUNT(CASE WHEN verdict = 'PASSED' THEN 1 END) AS passed,
-    COUNT(CASE WHEN verdict = 'FAILED' THEN 1 END) AS failed,
-    COUNT(CASE WHEN verdict = 'FAILED' AND has_errors THEN 1 END) AS errored,
-    COUNT(CASE WHEN verdict IS NOT NULL AND is_retry_flaky THEN 1 END) AS retry_flaky,
-    COUNT(CASE WHEN verdict IS NOT NULL AND is_degraded THEN 1 END) AS degraded,
-    SUM(retry_cost_ms) AS retry_cost_ms,
-    COALESCE(SUM(passed_duration_ms), CAST(0 AS double precision)) AS passed_duration_ms_sum,
-    COUNT(passed_duration_ms) AS passed_duration_n,
-    MAX(CASE WHEN duration_rank = (50 * durations + 99) / 100 THEN passed_duration_ms END) AS p50_duration_ms,
-    MAX(CASE WHEN duration_rank = (95 * durations + 99) / 100 THEN passed_duration_ms END) AS p95_duration_ms
-FROM ranked
-GROUP BY day, history_key, check_hash, account_id, check_key, branch_name, environment, run_location
+    executions,
+    decided,
+    passed,
+    failed,
+    errored,
+    retry_flaky,
+    degraded,
+    retry_cost_ms,
+    passed_duration_ms_sum,
+    passed_duration_n,
+    p50_duration_ms,
+    p95_duration_ms
+FROM summed
+WHERE duration_rank = 1
