@@ -31,7 +31,7 @@ AT_ONCE = 500_000  # executions in a statement
 DAYS = 365
 ACCOUNT = "33333333-3333-4333-8333-333333333333"
 
-# {a}, {b}: the first number and the one behind the last; {s}: their alias. The same on both engines but for four words.
+# {a}, {b}: the first number and the one behind the last; {s}: their alias. The same on both but for four words.
 WORDS = {
     "postgresql": {
         "numbers": "generate_series({a}, {b} - 1) AS {s}(i)",
