@@ -480,8 +480,8 @@ def reduced_result(document: Document) -> Document:
     """What may be kept of a result's document: its own scalar fields and the ids of its error groups.
 
     Its sections (apiCheckResult and the like: logs, requests, responses, assets) are large, and hold secrets of
-    customers and signed URLs. A text with a URL that has a query string or a fragment is left out whatever field it is
-    in, for it may be signed as well.
+    customers and signed URLs. A text with a URL that has a query string or a fragment may be signed as well: it is
+    left out, whatever field it is in.
     """
     kept: dict[str, msgspec.Raw | list[str]] = {}
     for name, raw in documents.decode(document, dict[str, msgspec.Raw]).items():

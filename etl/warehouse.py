@@ -7,7 +7,7 @@ last, so that two workers cannot deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -66,7 +66,20 @@ LARGE_PAYLOAD = 4_000_000  # bytes: of these, one is in memory at a time
 RUNS_KEPT = 1000
 DRIFT_KEPT = 1000
 
+DETAIL_COLUMNS = (
+    "details_fetched_at",
+    "sequence_id",
+    "attempts",
+    "file_path",
+    "private_location_id",
+    "over_max_response_time",
+    "is_cancelled",
+    "schedule_error",
+    "trace_id",
+)
+
 _s = test_sessions.c
+_r = test_session_results.c
 _g = error_groups.c
 
 
@@ -234,21 +247,84 @@ def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
         connection.execute(statement, {"id_": id_, "digest": digests[id_]})
 
 
-def held_results(connection: Connection, test_session_id: str) -> list[Row]:
+def held_results(connection: Connection, test_session_id: str) -> Iterator[Row]:
     """The result rows of a session that stand in an execution, in the payload's order."""
-    c = test_session_results.c
     rows = connection.execute(
         select(test_session_results)
-        .where(c.test_session_id == test_session_id, c.execution_no.is_not(None))
-        .order_by(c.position)
+        .where(_r.test_session_id == test_session_id, _r.execution_no.is_not(None))
+        .order_by(_r.position)
     )
-    return [dict(row) for row in rows.mappings()]
+    return (dict(row) for row in rows.mappings())
 
 
-def replace_executions(connection: Connection, test_session_id: str, executions: Rows) -> None:
-    """Replace a session's executions and nothing else of it."""
+def replace_executions(
+    connection: Connection, test_session_id: str, executions: Rows, moved: Mapping[str, int]
+) -> bool:
+    """Replace a session's executions, and the numbers of the results that `moved` from one to another.
+
+    False if they stand there already: then nothing is written.
+    """
+    stored = connection.execute(
+        select(check_executions)
+        .where(check_executions.c.test_session_id == test_session_id)
+        .order_by(check_executions.c.execution_no)
+    )
+    if not moved and [dict(row) for row in stored.mappings()] == [_as_row(row) for row in executions]:
+        return False
+    _update_results(
+        connection,
+        test_session_id,
+        [{"id_": id_, "execution_no": execution_no} for id_, execution_no in moved.items()],
+    )
     _delete_of(connection, check_executions, [test_session_id])
     _insert(connection, check_executions, executions)
+    return True
+
+
+def held_details(connection: Connection, ids: Collection[str]) -> dict[str, dict[str, Row]]:
+    """The columns of result details that were read: by session, and in it by result."""
+    held: dict[str, dict[str, Row]] = {}
+    columns = [column for column in _r if column.name in DETAIL_COLUMNS]
+    for some in chunks(sorted(ids)):
+        query = select(_r.test_session_id, _r.test_session_result_id, *columns)
+        query = query.where(_r.test_session_id.in_(some), _r.details_fetched_at.is_not(None))
+        for test_session_id, result_id, *values in connection.execute(query):
+            told = dict(zip((column.name for column in columns), values, strict=True))
+            held.setdefault(test_session_id, {})[result_id] = told
+    return held
+
+
+def save_details(connection: Connection, test_session_id: str, details: Mapping[str, Row]) -> set[str]:
+    """Write details (by result) into the session's rows. Returns the results that there are; the others are gone.
+
+    The caller holds the lock on the session.
+    """
+    there: set[str] = set()
+    for some in chunks(sorted(details)):
+        query = select(_r.test_session_result_id)
+        query = query.where(_r.test_session_id == test_session_id, _r.test_session_result_id.in_(some))
+        there.update(connection.execute(query).scalars())
+    moment = now(connection)
+    rows = [{"id_": id_, **details[id_], "details_fetched_at": moment} for id_ in sorted(there)]
+    _update_results(connection, test_session_id, rows)
+    return there
+
+
+def _update_results(connection: Connection, test_session_id: str, rows: Sequence[Row]) -> None:
+    """Columns of some results of a session; `id_` says which."""
+    for some in chunks(rows, 1000):
+        statement = (
+            update(test_session_results)
+            .where(_r.test_session_id == test_session_id, _r.test_session_result_id == bindparam("id_"))
+            .values({name: bindparam(name) for name in some[0] if name != "id_"})
+        )
+        connection.execute(statement, list(some))
+
+
+def stamp(connection: Connection, test_session_id: str, etl_run_id: str) -> None:
+    """A row of the session was written now, by this run."""
+    statement = update(test_sessions).where(_s.test_session_id == test_session_id)
+    connection.execute(statement.values(exported_at=now(connection), etl_run_id=etl_run_id))
 
 
 # --- error groups -----------------------------------------------------------------------------------------------
@@ -416,6 +492,18 @@ def _large_body(connection: Connection, kind: str, document_id: str) -> bytes:
     c = etl_payloads.c
     query = select(_bytes_of(connection, c.body)).where(c.kind == kind, c.document_id == document_id)
     return bytes(connection.execute(query).scalar_one())
+
+
+def result_payloads(connection: Connection, ids: Collection[str]) -> dict[str, dict[str, datetime]]:
+    """Which results of these sessions have a stored document, and of when: by session, and in it by result."""
+    c = etl_payloads.c
+    found: dict[str, dict[str, datetime]] = {}
+    for some in chunks(sorted(ids)):
+        query = select(c.test_session_id, c.document_id, c.fetched_at)
+        query = query.where(c.test_session_id.in_(some), c.kind == "test_session_result")
+        for test_session_id, result_id, fetched_at in connection.execute(query):
+            found.setdefault(test_session_id, {})[result_id] = fetched_at
+    return found
 
 
 def payload_ids(connection: Connection, kind: str, *, after: str | None, limit: int) -> list[str]:

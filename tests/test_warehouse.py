@@ -295,7 +295,8 @@ def test_executions_follow_the_session_when_a_payload_does_not_tell_its_results(
     def follow(connection: Connection) -> None:
         held = warehouse.held_results(connection, SESSION)
         executions = normalize_executions([ResultRow(**row) for row in held], changed.test_session)
-        warehouse.replace_executions(connection, SESSION, executions)
+        assert warehouse.replace_executions(connection, SESSION, executions, {})
+        assert not warehouse.replace_executions(connection, SESSION, executions, {}), "they stand there already"
 
     database.run(follow)
     (execution,) = rows(database, "SELECT branch_name, check_name FROM check_executions")
