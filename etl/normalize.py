@@ -378,7 +378,7 @@ class TestSessionRows:
 
 @dataclass(slots=True)
 class ErrorGroupRows:
-    """Everything that one error group is in the warehouse, but account_id and fetched_at."""
+    """Everything that one error group is in the warehouse, but what only the save knows."""
 
     error_group: Row
     environments: list[str]

@@ -236,11 +236,12 @@ error_groups = Table(
     _may("last_seen", UtcTime, "When Checkly last saw it, as of fetched_at."),
     _may("archived_until_next_event", Boolean, "Hidden at Checkly until it happens again."),
     _may("fetched_at", UtcTime, "When its document was read or found gone; null: known by id only."),
+    _may("stale_since", UtcTime, "Since when it is to be read again, as a newer session refers to it; else null."),
     Index(
         "ix_error_groups_to_fetch",
         "error_group_id",
-        postgresql_where=text("fetched_at IS NULL"),
-        sqlite_where=text("fetched_at IS NULL"),
+        postgresql_where=text("fetched_at IS NULL OR stale_since IS NOT NULL"),
+        sqlite_where=text("fetched_at IS NULL OR stale_since IS NOT NULL"),
     ),
     comment="One row an error group: failures that share a cleaned message.",
 )

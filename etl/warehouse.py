@@ -34,6 +34,7 @@ from etl import process
 from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
 from etl.documents import Document, known
 from etl.tables import (
+    UtcTime,
     check_executions,
     error_group_environments,
     error_group_playwright_tests,
@@ -176,7 +177,9 @@ def save_test_sessions(
         keep=("first_exported_at",),
     )
     _save_children(connection, writing)
-    _save_links(connection, writing, moment)
+    _save_links(connection, writing)
+    if not rewrite:
+        _mark_stale_groups(connection, writing, moment)
     return saved
 
 
@@ -200,7 +203,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> No
     _insert(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
 
-def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
+def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
     session_links = [
         {"test_session_id": rows.test_session_id, "error_group_id": group}
         for rows in writing
@@ -233,6 +236,29 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: 
     )
     _insert(connection, test_session_error_groups, session_links, or_keep=True)
     _insert(connection, test_session_result_error_groups, result_links, or_keep=True)
+
+
+def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
+    """Known groups whose copy is older than a session that refers to it, or a day old, are to be read again.
+
+    Noted with the session, so that it is not forgotten when the API is down or the process dies.
+    """
+    newest: dict[str, datetime] = {}
+    for rows in writing:
+        started_at = rows.test_session["started_at"]
+        for group in {*(rows.error_group_ids or ()), *(group for _, group in rows.result_error_groups)}:
+            newest[group] = max(started_at, newest.get(group, started_at))
+    # last_seen is null after a 404: gone is gone, until the copy is a day old.
+    is_older = or_(
+        _g.last_seen < bindparam("started_at", type_=UtcTime), _g.fetched_at <= moment - ERROR_GROUP_MAX_AGE
+    )
+    statement = (
+        update(error_groups)
+        .where(_g.error_group_id == bindparam("id_"), _g.fetched_at.is_not(None), _g.stale_since.is_(None), is_older)
+        .values(stale_since=moment)
+    )
+    if newest:
+        connection.execute(statement, [{"id_": group, "started_at": newest[group]} for group in sorted(newest)])
 
 
 def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
@@ -330,32 +356,11 @@ def stamp(connection: Connection, test_session_id: str, etl_run_id: str) -> None
 # --- error groups -----------------------------------------------------------------------------------------------
 
 
-def error_groups_to_fetch(connection: Connection, account_id: str, touched: Mapping[str, datetime]) -> list[str]:
-    """Ids of error groups whose document is to be read, in order.
-
-    Those known by id only, whoever left them so; and of the `touched` ones (id -> newest start of a session that
-    refers to it) those that started after our copy's last_seen, or whose copy is a day old.
-    """
-    wanted = set(
-        connection.execute(
-            select(_g.error_group_id).where(
-                _g.fetched_at.is_(None), or_(_g.account_id == account_id, _g.account_id.is_(None))
-            )
-        ).scalars()
-    )
-    oldest = now(connection) - ERROR_GROUP_MAX_AGE
-    for some in chunks(sorted(touched)):
-        rows = connection.execute(
-            select(_g.error_group_id, _g.last_seen, _g.fetched_at).where(
-                _g.error_group_id.in_(some), _g.fetched_at.is_not(None)
-            )
-        )
-        for row in rows:
-            # last_seen is null after a 404: gone is gone, until the copy is a day old.
-            is_newer = row.last_seen is not None and touched[row.error_group_id] > row.last_seen
-            if is_newer or row.fetched_at <= oldest:
-                wanted.add(row.error_group_id)
-    return sorted(wanted)
+def error_groups_to_fetch(connection: Connection, account_id: str) -> list[str]:
+    """Ids of error groups whose document is to be read, in order: those known by id only, and the stale ones."""
+    is_wanted = or_(_g.fetched_at.is_(None), _g.stale_since.is_not(None))
+    query = select(_g.error_group_id).where(is_wanted, or_(_g.account_id == account_id, _g.account_id.is_(None)))
+    return list(connection.execute(query.order_by(_g.error_group_id)).scalars())
 
 
 def count_error_groups(connection: Connection, account_id: str) -> int:
@@ -364,11 +369,12 @@ def count_error_groups(connection: Connection, account_id: str) -> int:
 
 
 def save_error_groups(
-    connection: Connection, batch: Sequence[ErrorGroupRows], *, account_id: str | None, is_fetch: bool = True
+    connection: Connection, batch: Sequence[ErrorGroupRows], *, account_id: str | None, asked_at: datetime | None
 ) -> None:
     """Replace each group as a whole; its account stays the one that it was first seen in.
 
-    Without `is_fetch` (replay) fetched_at stays, too.
+    `asked_at` is a time before it was asked for: one that became stale after that stays so. None (replay) leaves
+    fetched_at and stale_since as they are.
     """
     if not batch:
         return
@@ -379,8 +385,10 @@ def save_error_groups(
         connection,
         error_groups,
         [{**rows.error_group, "account_id": account_id, "fetched_at": moment} for rows in batch],
-        keep=("account_id",) if is_fetch else ("account_id", "fetched_at"),
+        keep=("account_id",) if asked_at is not None else ("account_id", "fetched_at"),
     )
+    if asked_at is not None:
+        _fresh(connection, ids, asked_at)
     for table in (error_group_environments, error_group_playwright_tests, error_group_root_cause_analyses):
         for some in chunks(ids):
             connection.execute(delete(table).where(table.c.error_group_id.in_(some)))
@@ -400,9 +408,18 @@ def save_error_groups(
 def error_groups_gone(connection: Connection, ids: Iterable[str]) -> None:
     """Checkly no longer has them: what we know stays, and they are not asked for again."""
     # One by one: an UPDATE of several would lock them in an order of its own.
-    statement = update(error_groups).where(_g.error_group_id == bindparam("id_")).values(fetched_at=now(connection))
+    moment = now(connection)
+    statement = update(error_groups).where(_g.error_group_id == bindparam("id_")).values(fetched_at=moment)
     for id_ in sorted(ids):
         connection.execute(statement, {"id_": id_})
+        _fresh(connection, [id_], moment)
+
+
+def _fresh(connection: Connection, ids: Sequence[str], asked_at: datetime) -> None:
+    """No longer stale; for groups that are locked already."""
+    for some in chunks(ids):
+        is_it = (_g.error_group_id.in_(some), _g.stale_since <= asked_at)
+        connection.execute(update(error_groups).where(*is_it).values(stale_since=None))
 
 
 # --- payloads and drift -----------------------------------------------------------------------------------------

@@ -220,6 +220,7 @@ VOLATILE = {
     "first_exported_at",
     "etl_run_id",
     "fetched_at",
+    "stale_since",
     "details_fetched_at",
     "first_seen_at",
     "last_seen_at",

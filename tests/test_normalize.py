@@ -50,7 +50,7 @@ STARTED = datetime(2026, 11, 15, 12, tzinfo=UTC)
 # What only the save knows.
 OF_THE_SAVE = {
     "test_sessions": {"first_exported_at", "exported_at", "etl_run_id"},
-    "error_groups": {"account_id", "fetched_at"},
+    "error_groups": {"account_id", "fetched_at", "stale_since"},
 }
 
 

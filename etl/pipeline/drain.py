@@ -558,12 +558,6 @@ class _Drain:
                 item.results,
                 extra={"test_session_id": id_, "status": session["status"], "results": item.results},
             )
-            groups = {*(item.rows.error_group_ids or ()), *(group for _, group in item.rows.result_error_groups)}
-            if is_changed:
-                for group in groups:
-                    self._run.touched_groups[group] = max(
-                        session["started_at"], self._run.touched_groups.get(group, session["started_at"])
-                    )
         for id_, failure in recorded.buried.items():
             logger.warning(
                 "test session %s is a dead letter (%s): %s",

@@ -101,5 +101,5 @@ def _error_groups(connection: Connection, ids: Sequence[str], etl_run_id: str) -
             continue
         by_account.setdefault(account_id or "", []).append(rows)
     for account_id, batch in sorted(by_account.items()):
-        warehouse.save_error_groups(connection, batch, account_id=account_id or None, is_fetch=False)
+        warehouse.save_error_groups(connection, batch, account_id=account_id or None, asked_at=None)
     return warehouse.Saved(), problems

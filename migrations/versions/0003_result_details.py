@@ -1,4 +1,4 @@
-"""Result details: which are still to be read.
+"""Result details: which are still to be read; and error groups: which are to be read again.
 
 Revision: 0003
 Revises: 0002
@@ -52,12 +52,30 @@ def upgrade() -> None:
         "etl_result_details_due",
         ["account_id", "available_at", "test_session_id", "test_session_result_id"],
     )
+    op.add_column(
+        "error_groups",
+        sa.Column(
+            "stale_since",
+            TIME,
+            nullable=True,
+            comment="Since when it is to be read again, as a newer session refers to it; else null.",
+        ),
+    )
+    _index_what_is_to_fetch("fetched_at IS NULL OR stale_since IS NOT NULL")
     _comment_on_payloads(f"{BODY}; of a result without sections (logs, requests) and signed URLs.", f"{DIGEST}body.")
 
 
 def downgrade() -> None:
     _comment_on_payloads(f"{BODY}.", f"{DIGEST}document as received.")
+    _index_what_is_to_fetch("fetched_at IS NULL")
+    op.drop_column("error_groups", "stale_since")
     op.drop_table("etl_result_details_due")
+
+
+def _index_what_is_to_fetch(where: str) -> None:
+    name, condition = "ix_error_groups_to_fetch", sa.text(where)
+    op.drop_index(name, table_name="error_groups")
+    op.create_index(name, "error_groups", ["error_group_id"], postgresql_where=condition, sqlite_where=condition)
 
 
 def _comment_on_payloads(body: str, sha256: str) -> None:
