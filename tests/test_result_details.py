@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from etl import documents, normalize, pipeline, session_queue
+from etl import documents, normalize, pipeline, session_queue, warehouse
 from etl.database import Database
 from etl.pipeline import Etl, Outcome
 from etl.simulator import Simulator, World
@@ -759,6 +759,24 @@ def test_who_comes_back_after_its_lease_has_ended_changes_nothing(
     slow.join()
     assert rows(database, found) == before
     assert due(database) == []
+
+
+def test_details_that_another_process_saves_during_a_rewrite_are_kept(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    off = {"CHECKLY_ETL_EXPORT__RESULT_DETAILS": "none"}
+    put(checkly, 1, [result(1)])
+    pipeline.sync(make(**off))
+    put(checkly, 1, [result(1)], name="renamed")
+    rewriting = threading.Thread(target=pipeline.sync, args=[make(**off)])
+    with database.writing() as connection:
+        warehouse.held_columns(connection, [uuid(1)], lock=True)
+        warehouse.save_details(connection, uuid(1), {uuid(0xA001): {"trace_id": "7ace"}})
+        rewriting.start()
+        time.sleep(1.5)
+    rewriting.join()
+    assert scalar(database, "SELECT name FROM test_sessions") == "renamed"
+    assert rows(database, "SELECT trace_id FROM test_session_results") == [{"trace_id": "7ace"}]
 
 
 def test_a_clock_that_was_set_back_holds_no_detail_up(make: Make, checkly: Simulator, database: Database) -> None:

@@ -306,6 +306,8 @@ class _Details:
         warehouse.save_drift(connection, [became.drift])
 
     def _give_back(self) -> None:
+        if not self._claimed:
+            return
         try:
             self._run.database.run(partial(details_due.release, dues=list(self._claimed)))
         except EtlError as error:

@@ -55,7 +55,9 @@ def save_test_sessions(
 
 
 def _keep_details(connection: Connection, batch: Sequence[TestSessionRows], details: Details) -> None:
-    held = warehouse.held_details(connection, [rows.test_session_id for rows in batch if rows.results])
+    # Locked, so that another process cannot save details between our look and our rewrite.
+    sessions = warehouse.held_columns(connection, [rows.test_session_id for rows in batch], lock=True)
+    held = warehouse.held_details(connection, sessions)
     for rows in batch:
         ours, theirs = held.get(rows.test_session_id, {}), details.get(rows.test_session_id, {})
         if not ours and not theirs:
