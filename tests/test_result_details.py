@@ -883,6 +883,32 @@ def test_a_url_that_may_be_signed_is_not_stored_whatever_field_it_is_in(
     assert rows(database, "SELECT json_path FROM etl_drift") == [{"json_path": "$.documentation"}]
 
 
+_texts = st.text("abcé", max_size=5) | st.sampled_from(
+    [SIGNED, f"({SIGNED})", f"at {SIGNED} now", "//h/p?X-Amz-Date=1", "#1"]
+)
+_names = _texts | st.sampled_from(["id", "errorGroupIds", "apiCheckResult", "newCheckResult"])
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | _texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner, max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(_names, _values, max_size=8), st.booleans())
+def test_nothing_signed_is_left_of_any_document(value: Json, is_escaped: bool) -> None:
+    written = json.dumps(value)
+    if is_escaped:
+        written = written.replace("?", r"\u003f").replace("//", r"\/\/")
+    reduced = normalize.reduced_result(documents.read(written.encode()))
+    kept = json.loads(reduced.body)
+    assert "X-Amz" not in json.dumps(kept)
+    assert not any(isinstance(one, dict) for one in kept.values())
+    harmless = {n: v for n, v in value.items() if v is None or isinstance(v, bool | int)}
+    for name, one in harmless.items():
+        if "X-Amz" not in name and not name.endswith("CheckResult"):
+            assert kept[name] == one
+
+
 # --- upkeep and status ---------------------------------------------------------------------------------------------
 
 
