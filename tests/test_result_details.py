@@ -806,7 +806,10 @@ def test_the_rate_budget_is_kept_to_and_the_rest_stays_due(
 def test_a_session_of_two_thousand_results_is_read_in_bounded_batches(
     make: Make, checkly: Simulator, database: Database
 ) -> None:
-    put(checkly, 1, [result(n, checkId=uuid(0xC000 + n % 50)) for n in range(2000)])
+    results = [result(n, checkId=uuid(0xC000 + n % 50)) for n in range(2000)]
+    put(checkly, 1, results)
+    for n, row in enumerate(results):
+        checkly.put_result(uuid(1), row["testSessionResultId"], told(row, sequenceId=uuid(n)))
     etl = make(CHECKLY_ETL_EXPORT__CONCURRENCY="8")
     etl.progress = watch = StopAt("result details", etl, steps=10_000)
     assert pipeline.sync(etl).word == "ok"
