@@ -5,7 +5,7 @@ Hides HTTP: callers get checked JSON documents or an error of our tree. Trusts t
 - `timeout` is a deadline over a whole exchange, connecting and body included. (`requests`' own timeouts are
   per read: a server that sends a byte a second would hold a worker for ever.)
 - A body larger than `max_body`, counted after decompression, is refused while it is read; one of a test session
-  that is larger than 4 MB as well, unless its caller works on nothing else beside it.
+  or a result that is larger than 4 MB as well, unless its caller works on nothing else beside it.
 - Proxies and caches answer with anything: a 200 that is not the document that was asked for is asked for again,
   and only if every try gets the like is it the session's own fault.
 - Redirects are errors (`requests` would follow them with `x-checkly-account` still set), `.netrc` is never
@@ -127,17 +127,19 @@ def _entries_and_cursor(document: Document) -> tuple[list[Document], str | None]
     return documents.items(document, "entries"), documents.decode(document, _Cursor).next_id or None
 
 
-def _document_of(id_: str, field: str) -> Callable[[Document], Document]:
-    """The document itself, if its `field` says that it is of this id."""
+def _document_of(id_: str, field: str, alias: str | None = None) -> Callable[[Document], Document]:
+    """The document itself, if its `field` says that it is of this id; where that is missing, its `alias`."""
 
     def checked(document: Document) -> Document:
-        found = documents.decode(document, dict[str, msgspec.Raw]).get(field)
-        if found is None:
+        fields = documents.decode(document, dict[str, msgspec.Raw])
+        names = [name for name in (field, alias) if name is not None and name in fields]
+        if not names:
             raise PayloadError(f"$.{field}", "is missing")
-        try:
-            documents.check_id(documents.decode_part(found, str), id_, f"$.{field}")
-        except PayloadError as error:
-            raise PayloadError(f"$.{field}", error.reason) from None
+        for name in names:
+            try:
+                documents.check_id(documents.decode_part(fields[name], str), id_, f"$.{name}")
+            except PayloadError as error:
+                raise PayloadError(f"$.{name}", error.reason) from None
         return document
 
     return checked
@@ -214,6 +216,18 @@ class Client:
             except PlanLacksList:
                 raise AccessDenied(f"{what}: the account's plan allows neither it nor the list (402)") from error
             raise Rejected(str(error)) from error
+
+    def fetch_test_session_result(self, test_session_id: str, result_id: str, *, alone: bool = False) -> Document:
+        """`GET /v1/test-sessions/{testSessionId}/results/{testSessionResultId}`. Raises as `fetch_test_session`,
+        and `PlanLacksList` for a 402."""
+        what = f"result {result_id} of test session {test_session_id}"
+        is_it = _document_of(result_id, "testSessionResultId", "id")
+        path = f"/v1/test-sessions/{test_session_id}/results/{result_id}"
+        try:
+            return self._get(path, {}, what, is_it, may_be_large=alone)
+        except Forbidden:
+            self._tell_apart(what)
+            raise
 
     def list_test_sessions(self, *, since: datetime, until: datetime | None = None) -> Iterator[Page]:
         """`GET /v1/test-sessions`, page by page: sessions created from `since` (inclusive) to `until` (exclusive).

@@ -61,6 +61,7 @@ _KEY_LENGTH = 500  # what we put into a key of a table must fit into an index en
 _EXAMPLE_LENGTH = 200
 _MOST_DRIFT = 100  # of one document: names that are different in each would fill a table
 _ANALYSIS_DEPTH = 64  # deeper, and whoever serializes it may run out of stack; Checkly's own are 4 deep
+_LONGEST_SCALAR = 100_000  # bytes of a value that is kept of a result's document
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -131,6 +132,39 @@ class Detail(_Document):
     time_elapsed: float | None = None
     metadata: Metadata | None = None
     results: list[msgspec.Raw] | None = None  # each a Result: decoded one by one, because there may be 100,000
+
+
+class ResultDetail(_Document):
+    """`GET /v1/test-sessions/{testSessionId}/results/{testSessionResultId}`, as `reduced_result` leaves it."""
+
+    test_session_result_id: str | None = None
+    id: str | None = None  # the same
+    attempts: float | None = None
+    sequence_id: str | None = None
+    file_path: str | None = None
+    private_location_id: str | None = None
+    over_max_response_time: bool | None = None
+    is_cancelled: bool | None = None
+    schedule_error: str | None = None
+    trace_id: str | None = None
+    created_at: msgspec.Raw = msgspec.field(default=_NULL, name="created_at")
+    updated_at: msgspec.Raw = msgspec.field(default=_NULL, name="updated_at")
+    # What the session's document tells as well, and later than this one: it wins.
+    test_session_result_link: msgspec.Raw = _NULL
+    check_id: msgspec.Raw = _NULL
+    check_type: msgspec.Raw = _NULL
+    name: msgspec.Raw = _NULL
+    run_location: msgspec.Raw = _NULL
+    error_group_ids: msgspec.Raw = _NULL
+    result_type: msgspec.Raw = _NULL
+    status: msgspec.Raw = _NULL
+    has_errors: msgspec.Raw = _NULL
+    has_failures: msgspec.Raw = _NULL
+    is_degraded: msgspec.Raw = _NULL
+    aborted: msgspec.Raw = _NULL
+    response_time: msgspec.Raw = _NULL
+    started_at: msgspec.Raw = _NULL
+    stopped_at: msgspec.Raw = _NULL
 
 
 class Invoker(_Document):
@@ -229,6 +263,8 @@ class Drift:
         if key not in self.found and len(self.found) >= _MOST_DRIFT:
             return
         shown = str(documents.storable(example[:_EXAMPLE_LENGTH]))
+        if _may_be_signed(shown):
+            shown = "a URL that may be signed"
         occurrences, kept = self.found.get(key, (0, shown))
         self.found[key] = (occurrences + 1, min(kept, shown))
 
@@ -342,12 +378,20 @@ class TestSessionRows:
 
 @dataclass(slots=True)
 class ErrorGroupRows:
-    """Everything that one error group is in the warehouse, but account_id and fetched_at."""
+    """Everything that one error group is in the warehouse, but what only the save knows."""
 
     error_group: Row
     environments: list[str]
     playwright_tests: list[Row]
     root_cause_analyses: list[Row]
+    drift: Drift
+
+
+@dataclass(slots=True)
+class ResultDetailRows:
+    """What a result's own document tells: the last columns of its row, but details_fetched_at."""
+
+    columns: Row
     drift: Drift
 
 
@@ -432,11 +476,57 @@ def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGr
     )
 
 
-def normalize_executions(results: Sequence[ResultRow], test_session: Mapping[str, Any]) -> list[ExecutionRow]:
-    """The executions of result rows that stand in the warehouse already.
+def reduced_result(document: Document) -> Document:
+    """What may be kept of a result's document: its own scalar fields and the ids of its error groups.
 
-    For a payload that does not tell its results: the session's own columns, which executions copy and
-    `check_key` and `history_key` are made of, may have changed all the same. Sets each row's execution_no.
+    Its sections (apiCheckResult and the like: logs, requests, responses, assets) are large, and hold secrets of
+    customers and signed URLs. A text with a URL that has a query string or a fragment may be signed as well: it is
+    left out, whatever field it is in.
+    """
+    kept: dict[str, msgspec.Raw | list[str]] = {}
+    for name, raw in documents.decode(document, dict[str, msgspec.Raw]).items():
+        value = memoryview(raw)
+        if name.endswith("CheckResult") or _may_be_signed(name) or len(value) > _LONGEST_SCALAR:
+            continue
+        first = bytes(value[:1])
+        if name == "errorGroupIds" and first == b"[":
+            ids = documents.decode_part(raw, list[Any])
+            kept[name] = [id_ for id_ in ids if isinstance(id_, str) and UUID.fullmatch(id_.lower())]
+        elif first not in b"[{" and not (first == b'"' and _may_be_signed(documents.decode_part(raw, str))):
+            kept[name] = raw
+    return documents.known(msgspec.json.encode(kept))
+
+
+def normalize_result_detail(document: Document, *, test_session_result_id: str) -> ResultDetailRows:
+    """What a document that `reduced_result` made tells. Raises PayloadError for another id than the one asked for."""
+    drift = Drift()
+    detail = _decode(document, ResultDetail, TEST_SESSION_RESULT, drift)
+    own, alias = detail.test_session_result_id, detail.id
+    check_id(own or alias or "", test_session_result_id, "$.testSessionResultId")
+
+    def other(value: str | None, path: str) -> str | None:
+        return _other_id(value, TEST_SESSION_RESULT, path, drift)
+
+    return ResultDetailRows(
+        columns={
+            "sequence_id": other(detail.sequence_id, "$.sequenceId"),
+            "attempts": _count(detail.attempts, TEST_SESSION_RESULT, "$.attempts", drift),
+            "file_path": detail.file_path,
+            "private_location_id": other(detail.private_location_id, "$.privateLocationId"),
+            "over_max_response_time": detail.over_max_response_time,
+            "is_cancelled": detail.is_cancelled,
+            "schedule_error": detail.schedule_error,
+            "trace_id": detail.trace_id,
+        },
+        drift=drift,
+    )
+
+
+def normalize_executions(results: Sequence[ResultRow], test_session: Mapping[str, Any]) -> list[ExecutionRow]:
+    """The executions of result rows, given their session's. Sets each row's execution_no.
+
+    For rows that stand in the warehouse already: the session's own columns, which executions copy and `check_key`
+    and `history_key` are made of, may have changed without them, and details tell sequences that group them anew.
     """
     return _execution_rows(results, test_session)
 
@@ -847,6 +937,14 @@ def _other_id(value: str | None, kind: str, json_path: str, drift: Drift) -> str
     return None
 
 
+def _count(value: float | None, kind: str, json_path: str, drift: Drift) -> int | None:
+    """A whole number that a column can hold: any other becomes null plus drift."""
+    if value is None or (value.is_integer() and 0 <= value < 2**31):
+        return None if value is None else int(value)
+    drift.note(kind, json_path, str(value))
+    return None
+
+
 def _utc(value: datetime | None, json_path: str) -> datetime | None:
     """In UTC; one without an offset is taken as UTC."""
     if value is None:
@@ -880,6 +978,11 @@ def _shown(raw: msgspec.Raw) -> str:
         return documents.decode_part(raw, str) if text.startswith('"') else text
     except PayloadError:
         return text
+
+
+def _may_be_signed(text: str) -> bool:
+    """Whether a word of it is a URL with a query string or a fragment."""
+    return any("?" in rest or "#" in rest for rest in (word.partition("//")[2] for word in text.split()))
 
 
 def _text(value: str | int | None) -> str | None:

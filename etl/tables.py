@@ -248,11 +248,12 @@ error_groups = Table(
     _may("last_seen", UtcTime, "When Checkly last saw it, as of fetched_at."),
     _may("archived_until_next_event", Boolean, "Hidden at Checkly until it happens again."),
     _may("fetched_at", UtcTime, "When its document was read or found gone; null: known by id only."),
+    _may("stale_since", UtcTime, "Since when it is to be read again, as a newer session refers to it; else null."),
     Index(
         "ix_error_groups_to_fetch",
         "error_group_id",
-        postgresql_where=text("fetched_at IS NULL"),
-        sqlite_where=text("fetched_at IS NULL"),
+        postgresql_where=text("fetched_at IS NULL OR stale_since IS NOT NULL"),
+        sqlite_where=text("fetched_at IS NULL OR stale_since IS NOT NULL"),
     ),
     comment="One row an error group: failures that share a cleaned message.",
 )
@@ -358,6 +359,25 @@ etl_queue = Table(
     comment="Work to do: one row a test session that is to be fetched, or that could not be.",
 )
 
+etl_result_details_due = Table(
+    "etl_result_details_due",
+    metadata,
+    _key("test_session_id", Id, "The test session, saved already."),
+    _key("test_session_result_id", Id, "Its result whose own document is to be read; no row: nothing to do."),
+    _need("account_id", Id, "Account to fetch it with."),
+    _need("attempts", Integer, "Failures so far."),
+    _need("available_at", UtcTime, "Not before this time; while a process reads it, the end of its lease."),
+    # The claim's own order: first come, first served, so that what retention takes first is read first.
+    Index(
+        "ix_etl_result_details_due_claim",
+        "account_id",
+        "available_at",
+        "test_session_id",
+        "test_session_result_id",
+    ),
+    comment="Work to do: one row a result whose details are to be read (export.result_details).",
+)
+
 etl_runs = Table(
     "etl_runs",
     metadata,
@@ -437,8 +457,8 @@ etl_payloads = Table(
     _key("document_id", Id, "Id of the document within its kind."),
     _may("account_id", Id, "Account that it was fetched with."),
     _may("test_session_id", Id, "The session that it belongs to; null for an error group."),
-    _need("body", Text, "The document as received."),
-    _need("sha256", String(64), "Hash of the document as received."),
+    _need("body", Text, "The document as received; of a result without sections (logs, requests) and signed URLs."),
+    _need("sha256", String(64), "Hash of the body."),
     _need("fetched_at", UtcTime, "When it was received."),
     Index("ix_etl_payloads_test_session_id", "test_session_id"),
     comment="The latest document of each kind and id, as received: replay rebuilds every row from them.",

@@ -18,6 +18,7 @@ from etl.tables import (
     etl_inbox_rejects,
     etl_payloads,
     etl_queue,
+    etl_result_details_due,
     etl_runs,
     test_session_error_groups,
     test_session_result_error_groups,
@@ -108,6 +109,9 @@ def forget_test_session(connection: Connection, test_session_id: str) -> Forgott
     forgotten.test_sessions = connection.execute(
         delete(test_sessions).where(test_sessions.c.test_session_id == test_session_id)
     ).rowcount  # its children and links go with it (ON DELETE CASCADE)
+    connection.execute(
+        delete(etl_result_details_due).where(etl_result_details_due.c.test_session_id == test_session_id)
+    )
     is_its = or_(
         _p.test_session_id == test_session_id,
         and_(_p.document_id == test_session_id, _p.kind != ERROR_GROUP),

@@ -35,6 +35,7 @@ from etl import process
 from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
 from etl.documents import Document, known
 from etl.tables import (
+    UtcTime,
     check_executions,
     error_group_environments,
     error_group_playwright_tests,
@@ -67,7 +68,20 @@ LARGE_PAYLOAD = 4_000_000  # bytes: of these, one is in memory at a time
 RUNS_KEPT = 1000
 DRIFT_KEPT = 1000
 
+DETAIL_COLUMNS = (
+    "details_fetched_at",
+    "sequence_id",
+    "attempts",
+    "file_path",
+    "private_location_id",
+    "over_max_response_time",
+    "is_cancelled",
+    "schedule_error",
+    "trace_id",
+)
+
 _s = test_sessions.c
+_r = test_session_results.c
 _g = error_groups.c
 
 
@@ -164,7 +178,9 @@ def save_test_sessions(
         keep=("first_exported_at",),
     )
     _save_children(connection, writing)
-    _save_links(connection, writing, moment)
+    _save_links(connection, writing)
+    if not rewrite:
+        _mark_stale_groups(connection, writing, moment)
     return saved
 
 
@@ -188,7 +204,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> No
     _insert_at_once(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
 
-def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
+def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
     session_links = [
         {"test_session_id": rows.test_session_id, "error_group_id": group}
         for rows in writing
@@ -223,6 +239,29 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows], moment: 
     _insert(connection, test_session_result_error_groups, result_links, or_keep=True)
 
 
+def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
+    """Known groups whose copy is older than a session that refers to it, or a day old, are to be read again.
+
+    Noted with the session, so that it is not forgotten when the API is down or the process dies.
+    """
+    newest: dict[str, datetime] = {}
+    for rows in writing:
+        started_at = rows.test_session["started_at"]
+        for group in {*(rows.error_group_ids or ()), *(group for _, group in rows.result_error_groups)}:
+            newest[group] = max(started_at, newest.get(group, started_at))
+    # last_seen is null after a 404: gone is gone, until the copy is a day old.
+    is_older = or_(
+        _g.last_seen < bindparam("started_at", type_=UtcTime), _g.fetched_at <= moment - ERROR_GROUP_MAX_AGE
+    )
+    statement = (
+        update(error_groups)
+        .where(_g.error_group_id == bindparam("id_"), _g.fetched_at.is_not(None), _g.stale_since.is_(None), is_older)
+        .values(stale_since=moment)
+    )
+    if newest:
+        connection.execute(statement, [{"id_": group, "started_at": newest[group]} for group in sorted(newest)])
+
+
 def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
     """Remember list entries whose detail told nothing new (404, or RUNNING again), so that discovery does not
     bring them back in every pass."""
@@ -235,52 +274,94 @@ def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
         connection.execute(statement, {"id_": id_, "digest": digests[id_]})
 
 
-def held_results(connection: Connection, test_session_id: str) -> list[Row]:
+def held_results(connection: Connection, test_session_id: str) -> Iterator[Row]:
     """The result rows of a session that stand in an execution, in the payload's order."""
-    c = test_session_results.c
     rows = connection.execute(
         select(test_session_results)
-        .where(c.test_session_id == test_session_id, c.execution_no.is_not(None))
-        .order_by(c.position)
+        .where(_r.test_session_id == test_session_id, _r.execution_no.is_not(None))
+        .order_by(_r.position)
     )
-    return [dict(row) for row in rows.mappings()]
+    return (dict(row) for row in rows.mappings())
 
 
-def replace_executions(connection: Connection, test_session_id: str, executions: Rows) -> None:
-    """Replace a session's executions and nothing else of it."""
+def replace_executions(
+    connection: Connection, test_session_id: str, executions: Rows, moved: Mapping[str, int]
+) -> bool:
+    """Replace a session's executions, and the numbers of the results that `moved` from one to another.
+
+    False if they stand there already: then nothing is written.
+    """
+    stored = connection.execute(
+        select(check_executions)
+        .where(check_executions.c.test_session_id == test_session_id)
+        .order_by(check_executions.c.execution_no)
+    )
+    if not moved and [dict(row) for row in stored.mappings()] == [_as_row(row) for row in executions]:
+        return False
+    _update_results(
+        connection,
+        test_session_id,
+        [{"id_": id_, "execution_no": execution_no} for id_, execution_no in moved.items()],
+    )
     _delete_of(connection, check_executions, [test_session_id])
     _insert_at_once(connection, check_executions, executions)
+    return True
+
+
+def held_details(connection: Connection, ids: Collection[str]) -> dict[str, dict[str, Row]]:
+    """The columns of result details that were read: by session, and in it by result."""
+    held: dict[str, dict[str, Row]] = {}
+    columns = [column for column in _r if column.name in DETAIL_COLUMNS]
+    for some in chunks(sorted(ids)):
+        query = select(_r.test_session_id, _r.test_session_result_id, *columns)
+        query = query.where(_r.test_session_id.in_(some), _r.details_fetched_at.is_not(None))
+        for test_session_id, result_id, *values in connection.execute(query):
+            told = dict(zip((column.name for column in columns), values, strict=True))
+            held.setdefault(test_session_id, {})[result_id] = told
+    return held
+
+
+def save_details(connection: Connection, test_session_id: str, details: Mapping[str, Row]) -> set[str]:
+    """Write details (by result) into the session's rows. Returns the results that there are; the others are gone.
+
+    The caller holds the lock on the session.
+    """
+    there: set[str] = set()
+    for some in chunks(sorted(details)):
+        query = select(_r.test_session_result_id)
+        query = query.where(_r.test_session_id == test_session_id, _r.test_session_result_id.in_(some))
+        there.update(connection.execute(query).scalars())
+    moment = now(connection)
+    rows = [{"id_": id_, **details[id_], "details_fetched_at": moment} for id_ in sorted(there)]
+    _update_results(connection, test_session_id, rows)
+    return there
+
+
+def _update_results(connection: Connection, test_session_id: str, rows: Sequence[Row]) -> None:
+    """Columns of some results of a session; `id_` says which."""
+    for some in chunks(rows, 1000):
+        statement = (
+            update(test_session_results)
+            .where(_r.test_session_id == test_session_id, _r.test_session_result_id == bindparam("id_"))
+            .values({name: bindparam(name) for name in some[0] if name != "id_"})
+        )
+        connection.execute(statement, list(some))
+
+
+def stamp(connection: Connection, test_session_id: str, etl_run_id: str) -> None:
+    """A row of the session was written now, by this run."""
+    statement = update(test_sessions).where(_s.test_session_id == test_session_id)
+    connection.execute(statement.values(exported_at=now(connection), etl_run_id=etl_run_id))
 
 
 # --- error groups -----------------------------------------------------------------------------------------------
 
 
-def error_groups_to_fetch(connection: Connection, account_id: str, touched: Mapping[str, datetime]) -> list[str]:
-    """Ids of error groups whose document is to be read, in order.
-
-    Those known by id only, whoever left them so; and of the `touched` ones (id -> newest start of a session that
-    refers to it) those that started after our copy's last_seen, or whose copy is a day old.
-    """
-    wanted = set(
-        connection.execute(
-            select(_g.error_group_id).where(
-                _g.fetched_at.is_(None), or_(_g.account_id == account_id, _g.account_id.is_(None))
-            )
-        ).scalars()
-    )
-    oldest = now(connection) - ERROR_GROUP_MAX_AGE
-    for some in chunks(sorted(touched)):
-        rows = connection.execute(
-            select(_g.error_group_id, _g.last_seen, _g.fetched_at).where(
-                _g.error_group_id.in_(some), _g.fetched_at.is_not(None)
-            )
-        )
-        for row in rows:
-            # last_seen is null after a 404: gone is gone, until the copy is a day old.
-            is_newer = row.last_seen is not None and touched[row.error_group_id] > row.last_seen
-            if is_newer or row.fetched_at <= oldest:
-                wanted.add(row.error_group_id)
-    return sorted(wanted)
+def error_groups_to_fetch(connection: Connection, account_id: str) -> list[str]:
+    """Ids of error groups whose document is to be read, in order: those known by id only, and the stale ones."""
+    is_wanted = or_(_g.fetched_at.is_(None), _g.stale_since.is_not(None))
+    query = select(_g.error_group_id).where(is_wanted, or_(_g.account_id == account_id, _g.account_id.is_(None)))
+    return list(connection.execute(query.order_by(_g.error_group_id)).scalars())
 
 
 def count_error_groups(connection: Connection, account_id: str) -> int:
@@ -289,11 +370,12 @@ def count_error_groups(connection: Connection, account_id: str) -> int:
 
 
 def save_error_groups(
-    connection: Connection, batch: Sequence[ErrorGroupRows], *, account_id: str | None, is_fetch: bool = True
+    connection: Connection, batch: Sequence[ErrorGroupRows], *, account_id: str | None, asked_at: datetime | None
 ) -> None:
     """Replace each group as a whole; its account stays the one that it was first seen in.
 
-    Without `is_fetch` (replay) fetched_at stays, too.
+    `asked_at` is a time before it was asked for: one that became stale after that stays so. None (replay) leaves
+    fetched_at and stale_since as they are.
     """
     if not batch:
         return
@@ -304,8 +386,10 @@ def save_error_groups(
         connection,
         error_groups,
         [{**rows.error_group, "account_id": account_id, "fetched_at": moment} for rows in batch],
-        keep=("account_id",) if is_fetch else ("account_id", "fetched_at"),
+        keep=("account_id",) if asked_at is not None else ("account_id", "fetched_at"),
     )
+    if asked_at is not None:
+        _fresh(connection, ids, asked_at)
     for table in (error_group_environments, error_group_playwright_tests, error_group_root_cause_analyses):
         for some in chunks(ids):
             connection.execute(delete(table).where(table.c.error_group_id.in_(some)))
@@ -325,9 +409,18 @@ def save_error_groups(
 def error_groups_gone(connection: Connection, ids: Iterable[str]) -> None:
     """Checkly no longer has them: what we know stays, and they are not asked for again."""
     # One by one: an UPDATE of several would lock them in an order of its own.
-    statement = update(error_groups).where(_g.error_group_id == bindparam("id_")).values(fetched_at=now(connection))
+    moment = now(connection)
+    statement = update(error_groups).where(_g.error_group_id == bindparam("id_")).values(fetched_at=moment)
     for id_ in sorted(ids):
         connection.execute(statement, {"id_": id_})
+        _fresh(connection, [id_], moment)
+
+
+def _fresh(connection: Connection, ids: Sequence[str], asked_at: datetime) -> None:
+    """No longer stale; for groups that are locked already."""
+    for some in chunks(ids):
+        is_it = (_g.error_group_id.in_(some), _g.stale_since <= asked_at)
+        connection.execute(update(error_groups).where(*is_it).values(stale_since=None))
 
 
 # --- payloads and drift -----------------------------------------------------------------------------------------
@@ -417,6 +510,18 @@ def _large_body(connection: Connection, kind: str, document_id: str) -> bytes:
     c = etl_payloads.c
     query = select(_bytes_of(connection, c.body)).where(c.kind == kind, c.document_id == document_id)
     return bytes(connection.execute(query).scalar_one())
+
+
+def result_payloads(connection: Connection, ids: Collection[str]) -> dict[str, dict[str, datetime]]:
+    """Which results of these sessions have a stored document, and of when: by session, and in it by result."""
+    c = etl_payloads.c
+    found: dict[str, dict[str, datetime]] = {}
+    for some in chunks(sorted(ids)):
+        query = select(c.test_session_id, c.document_id, c.fetched_at)
+        query = query.where(c.test_session_id.in_(some), c.kind == "test_session_result")
+        for test_session_id, result_id, fetched_at in connection.execute(query):
+            found.setdefault(test_session_id, {})[result_id] = fetched_at
+    return found
 
 
 def payload_ids(connection: Connection, kind: str, *, after: str | None, limit: int) -> list[str]:

@@ -215,7 +215,16 @@ def scalar(database: Database, sql: str, **parameters: Any) -> Any:
 
 
 # What a run writes that may differ between two runs that exported the same.
-VOLATILE = {"exported_at", "first_exported_at", "etl_run_id", "fetched_at", "first_seen_at", "last_seen_at"}
+VOLATILE = {
+    "exported_at",
+    "first_exported_at",
+    "etl_run_id",
+    "fetched_at",
+    "stale_since",
+    "details_fetched_at",
+    "first_seen_at",
+    "last_seen_at",
+}
 CONTENT_TABLES = (
     "test_sessions",
     "test_session_results",

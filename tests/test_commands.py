@@ -385,13 +385,6 @@ def test_the_demo_fills_a_warehouse_and_says_what_is_in_it(tmp_path: Path) -> No
     demo.close()
 
 
-def test_what_this_release_cannot_do_yet_is_refused_and_not_ignored(program: Program, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("export: {result_details: all}\n")
-    run = program("sync")
-    assert run.code == 2
-    assert "export.result_details" in run.err
-
-
 def test_a_quiet_sync_that_went_well_says_nothing_at_all(program: Program) -> None:
     run = program("sync", "-q")
     assert (run.code, run.out, run.err) == (0, "", "")

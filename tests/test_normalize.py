@@ -50,7 +50,7 @@ STARTED = datetime(2026, 11, 15, 12, tzinfo=UTC)
 # What only the save knows.
 OF_THE_SAVE = {
     "test_sessions": {"first_exported_at", "exported_at", "etl_run_id"},
-    "error_groups": {"account_id", "fetched_at"},
+    "error_groups": {"account_id", "fetched_at", "stale_since"},
 }
 
 
@@ -1938,6 +1938,8 @@ def _legal(schema: Mapping[str, Any]) -> st.SearchStrategy[Json]:
             return TEXTS.filter(lambda text: len(text) >= schema.get("minLength", 0))
         case "number":
             return st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+        case "integer":
+            return st.integers(schema["minimum"], 2**70)
         case "boolean":
             return st.booleans()
         case "array":
@@ -2005,6 +2007,24 @@ def test_every_error_group_that_checkly_describes_becomes_rows(data: st.DataObje
 
 
 @described
+@settings(FAST, max_examples=200)
+@given(data=st.data())
+def test_every_result_that_checkly_describes_becomes_columns(data: st.DataObject) -> None:
+    value = data.draw(documents_of("FindOneTestSessionResultResponse"))
+    value["testSessionResultId"] = value["id"] = SESSION.upper()
+    reduced = normalize.reduced_result(document(value))
+    assert normalize.reduced_result(reduced).body == reduced.body
+    kept = json.loads(reduced.body)
+    assert not [name for name, one in kept.items() if isinstance(one, dict)]
+    rows = normalize.normalize_result_detail(reduced, test_session_result_id=SESSION)
+    assert rows.columns.keys() == NO_DETAILS.keys() - {"details_fetched_at"}
+    assert set(rows.drift.found) <= {("test_session_result", "$.attempts")}
+    sequence = value.get("sequenceId")
+    assert rows.columns["sequence_id"] == (sequence and sequence.lower())
+    assert rows.columns["is_cancelled"] == value["isCancelled"]
+
+
+@described
 def test_every_field_that_checkly_describes_is_known() -> None:
     def names(type_: Any) -> set[str]:
         return {field.encode_name for field in msgspec.structs.fields(type_)}
@@ -2014,10 +2034,12 @@ def test_every_field_that_checkly_describes_is_known() -> None:
         "TestSessionMetadata": normalize.Metadata,
         "TestSessionGitHubMetadata": normalize.GitHub,
         "TestSessionResult": normalize.Result,
+        "FindOneTestSessionResultResponse": normalize.ResultDetail,
         "TestSessionListEntry": normalize.Summary,
         "TestSessionListEntryInvoker": normalize.Invoker,
         "TestSessionErrorGroup": normalize.ErrorGroup,
         "TestSessionErrorGroupPlaywrightMetadata": normalize.PlaywrightTest,
         "TestSessionErrorGroupRootCauseAnalysis": normalize.RootCauseAnalysis,
     }.items():
-        assert names(type_) == set(description()[name]["properties"]), name
+        sections = {field for field in description()[name]["properties"] if field.endswith("CheckResult")}
+        assert names(type_) == set(description()[name]["properties"]) - sections, name

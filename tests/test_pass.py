@@ -655,6 +655,28 @@ def test_error_groups_that_cannot_be_read_hold_no_session_back_and_are_asked_for
     assert scalar(database, "SELECT cleaned_error_message FROM error_groups") == "Error: expected <n> to be <n>"
 
 
+def test_a_known_group_that_could_not_be_read_again_is_asked_for_in_the_next_pass(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_error_group(error_group(1))
+    with_groups(checkly, 1, 1)
+    pipeline.sync(make())
+    later = error_group(1, lastSeen="2026-11-14T12:00:00.000Z", environments=["staging"])
+    checkly.put_error_group(later)
+    newer = detail(2, startedAt="2026-11-14T12:00:00.000Z", errorGroupIds=[later["id"]])
+    checkly.put_test_session(newer, entry(2))
+    checkly.add_fault(match="error-groups", kind="status", status=500)
+    assert pipeline.sync(make()).exit_code == 1
+    assert rows(database, "SELECT environment FROM error_group_environments") == [{"environment": "production"}]
+
+    checkly.clear_faults()
+    for calls in (1, 0):  # once, though no session has come since that refers to it
+        checkly.clear_requests()
+        assert pipeline.sync(make()).word == "ok"
+        assert sum("error-groups" in path for path in paths(checkly)) == calls
+        assert rows(database, "SELECT environment FROM error_group_environments") == [{"environment": "staging"}]
+
+
 # --- replay -------------------------------------------------------------------------------------------------------
 
 

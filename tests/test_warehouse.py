@@ -295,7 +295,8 @@ def test_executions_follow_the_session_when_a_payload_does_not_tell_its_results(
     def follow(connection: Connection) -> None:
         held = warehouse.held_results(connection, SESSION)
         executions = normalize_executions([ResultRow(**row) for row in held], changed.test_session)
-        warehouse.replace_executions(connection, SESSION, executions)
+        assert warehouse.replace_executions(connection, SESSION, executions, {})
+        assert not warehouse.replace_executions(connection, SESSION, executions, {}), "they stand there already"
 
     database.run(follow)
     (execution,) = rows(database, "SELECT branch_name, check_name FROM check_executions")
@@ -512,8 +513,16 @@ def group(number: int = 0xE0, **more: Any) -> ErrorGroupRows:
     return normalize_error_group(document(value), error_group_id=id_(number))
 
 
-def save_group(database: Database, *batch: ErrorGroupRows, account_id: str = ACCOUNT, **more: Any) -> None:
-    database.run(lambda c: warehouse.save_error_groups(c, batch, account_id=account_id, **more))
+def save_group(
+    database: Database, *batch: ErrorGroupRows, account_id: str = ACCOUNT, is_fetch: bool = True, ago: float = 0
+) -> None:
+    """As asked for `ago` hours ago."""
+
+    def save(connection: Connection) -> None:
+        asked_at = now(connection) - timedelta(hours=ago) if is_fetch else None
+        warehouse.save_error_groups(connection, batch, account_id=account_id, asked_at=asked_at)
+
+    database.run(save)
 
 
 def test_an_error_group_is_replaced_as_a_whole_and_keeps_its_account(database: Database) -> None:
@@ -571,31 +580,46 @@ def test_a_group_that_is_gone_keeps_what_we_know_and_is_not_asked_for_again(data
     assert all(row["fetched_at"] is not None for row in found)
 
 
-def to_fetch(database: Database, touched: dict[int, datetime] | None = None, account_id: str = ACCOUNT) -> list[int]:
+def to_fetch(database: Database, account_id: str = ACCOUNT) -> list[int]:
     with database.reading() as connection:
-        found = warehouse.error_groups_to_fetch(
-            connection, account_id, {id_(number): moment for number, moment in (touched or {}).items()}
-        )
-    return [UUID(one).int for one in found]
+        return [UUID(one).int for one in warehouse.error_groups_to_fetch(connection, account_id)]
 
 
 def test_a_group_is_read_again_when_a_newer_session_refers_to_it_or_its_copy_is_a_day_old(
     at: Callable[[float], Database],
 ) -> None:
-    save_group(at(0), group(0xE1), group(0xE2), group(0xE3))
-    save(at(0), normalized(errorGroupIds=[id_(0xE0)]), normalized(id_(2), OTHER, errorGroupIds=[id_(0xE9)]))
-    seen = datetime(2026, 11, 2, tzinfo=UTC)
-    touched = {0xE1: seen, 0xE2: seen + timedelta(seconds=1)}
+    def refer(hours: float, session: int, *groups: int, day: int = 2, **more: Any) -> None:
+        ids = [id_(group) for group in groups]
+        started = f"2026-11-{day:02}T00:00:00.000Z"
+        save(at(hours), normalized(id_(session), errorGroupIds=ids, startedAt=started), **more)
+
+    groups = [group(0xE1), group(0xE2), group(0xE3)]
+    save_group(at(0), *groups)
+    refer(0, 1, 0xE0)
+    save(at(0), normalized(id_(2), OTHER, errorGroupIds=[id_(0xE9)]))
     assert to_fetch(at(0)) == [0xE0], "of this account, known by id only"
-    assert to_fetch(at(0), account_id=OTHER) == [0xE9]
-    assert to_fetch(at(0), touched) == [0xE0, 0xE2]
-    assert to_fetch(at(23.9), touched) == [0xE0, 0xE2]
-    assert to_fetch(at(24.1), touched) == [0xE0, 0xE1, 0xE2], "an old copy, but only of what was touched"
-    at(0).run(lambda c: warehouse.error_groups_gone(c, [id_(0xE0)]))
-    assert to_fetch(at(0), {0xE0: seen}) == [], "gone is gone"
-    assert to_fetch(at(25), {0xE0: seen}) == [0xE0]
-    many = {0x9000 + number: seen for number in range(2000)}
-    assert to_fetch(at(0), many) == []
+    assert to_fetch(at(0), OTHER) == [0xE9]
+    refer(0, 3, 0xE1)
+    assert to_fetch(at(0)) == [0xE0], "not newer than our copy has seen"
+    refer(0, 4, 0xE2, day=3)
+    assert to_fetch(at(0)) == [0xE0, 0xE2]
+    assert to_fetch(at(99)) == [0xE0, 0xE2], "for as long as it takes"
+    save_group(at(1), group(0xE2), ago=2)
+    assert to_fetch(at(1)) == [0xE0, 0xE2], "it was asked for before that session was saved"
+    save_group(at(1), group(0xE2), is_fetch=False)
+    assert to_fetch(at(1)) == [0xE0, 0xE2], "a replay makes nothing fresh"
+    save_group(at(1), group(0xE2))
+    assert to_fetch(at(1)) == [0xE0]
+    refer(24.1, 5, 0xE1, 0xE2)
+    assert to_fetch(at(24)) == [0xE0, 0xE1], "a copy that is a day old, where a session refers to it"
+    at(24.2).run(lambda c: warehouse.error_groups_gone(c, [id_(0xE0), id_(0xE1)]))
+    assert to_fetch(at(24)) == []
+    refer(25, 6, 0xE0, day=9)
+    assert to_fetch(at(25)) == [], "gone is gone"
+    refer(49, 7, 0xE0, day=9)
+    assert to_fetch(at(49)) == [0xE0]
+    refer(99, 7, 0xE1, 0xE2, 0xE3, day=10, rewrite=True)
+    assert to_fetch(at(99)) == [0xE0], "a replay wants nothing"
     with at(0).reading() as connection:
         assert warehouse.count_error_groups(connection, ACCOUNT) == 4
 

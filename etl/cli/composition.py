@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from etl.cli.arguments import Arguments
 from etl.cli.version import version
-from etl.errors import ConfigError, EtlError
+from etl.errors import EtlError
 
 if TYPE_CHECKING:
     from etl.config import Settings
@@ -81,8 +81,6 @@ def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iter
     settings = load_settings(arguments)
     if arguments.command != "replay":
         settings.require_accounts()  # before anything is touched
-        if later := later_releases(settings):
-            raise ConfigError(later)
     stop = threading.Event()
     # The signals last longer than the database: closing it is not to be interrupted.
     with Signals(stop, settings.schedule.grace.total_seconds()) as signals:
@@ -119,14 +117,6 @@ def _alarm(max_time: timedelta | None) -> Iterator[list[Etl]]:
         yield stopped
     finally:
         timer.cancel()
-
-
-def later_releases(settings: Settings) -> list[str]:
-    """Settings of the contract that this release cannot follow: to ignore them would lose data in silence."""
-    problems = []
-    if settings.export.result_details != "none":
-        problems.append("export.result_details: this release knows none only; take it out")
-    return problems
 
 
 class Signalled(BaseException):

@@ -75,6 +75,8 @@ def report(arguments: Arguments, command: str, outcome: Outcome, signals: Signal
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"warehouse      {status['warehouse']}"
     yield f"test sessions  {status['test_sessions']:,}"
+    if due := status["result_details_due"]:
+        yield f"result details {due:,} still to be read"
     for row in status["freshness"]:
         yield f"account        {row['account_id'] or '(not assigned yet)'}"
         yield f"  last success   {utc(row['last_success_at'])}"

@@ -4,8 +4,8 @@ This is the only place that owns transactions, and the only one where HTTP, norm
 meet. No HTTP call happens inside of a transaction. Rows and ack commit together: a crash at any point loses
 nothing and doubles nothing.
 
-    sync      = inboxes, then for each account: discover, drain, error groups
-    backfill  = for each account: list the range, drain, error groups
+    sync      = inboxes, then for each account: discover, drain, error groups, result details
+    backfill  = for each account: list the range, drain, error groups, result details
     replay    = stored payloads -> rows
 """
 
@@ -20,7 +20,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from etl import accounts, rollups, session_queue, warehouse
+from etl import accounts, details_due, rollups, session_queue, warehouse
 from etl.checkly import PlanLacksList
 from etl.config import Account
 from etl.errors import (
@@ -33,6 +33,7 @@ from etl.errors import (
     WarehouseUnavailable,
     runbook,
 )
+from etl.pipeline.details import fetch_result_details
 from etl.pipeline.discovery import discover, list_range, listed_entries
 from etl.pipeline.drain import drain
 from etl.pipeline.groups import refresh_error_groups
@@ -99,7 +100,7 @@ def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
     def tell(outcome: Outcome) -> None:
         etl.database.read(lambda c: tell_what_became(c, ids, outcome))
 
-    return _run(etl, "sync", lambda run: export_until_final(run, ids), before=enqueue, after=tell, is_whole=False)
+    return _run(etl, "sync", lambda run: export_until_final(run, ids), before=enqueue, after=tell, only=ids)
 
 
 def backfill(
@@ -177,11 +178,11 @@ def _run(
     outcome: Outcome | None = None,
     before: Callable[[Outcome], None] | None = None,
     after: Callable[[Outcome], None] | None = None,
-    is_whole: bool = True,
+    only: Sequence[str] | None = None,
 ) -> Outcome:
     """Run `one_account` for each account; a refused account does not stop the others.
 
-    A run that is not whole says nothing about the accounts' freshness.
+    A run of `only` some test sessions says nothing about the accounts' freshness.
     """
     outcome = outcome or Outcome()
     _register(etl)
@@ -193,6 +194,7 @@ def _run(
             warehouse.forget_future(connection)
             session_queue.forget_future(connection, etl.settings.export.lease)
             accounts.forget_future(connection, etl.settings.export.lease)
+            details_due.forget_future(connection)
         return warehouse.start_run(connection, command), is_set_back
 
     etl_run_id, is_set_back = etl.database.run(start)
@@ -207,13 +209,13 @@ def _run(
         for number, account in enumerate(etl.settings.require_accounts()):
             if etl.stop.is_set():
                 break
-            went_well = _run_account(etl, account, number == 0, etl_run_id, outcome, one_account)
-            if went_well and is_whole:
+            went_well = _run_account(etl, account, number == 0, etl_run_id, outcome, one_account, only)
+            if went_well and only is None:
                 etl.database.run(partial(accounts.succeeded, account_id=account.id))
         _refresh_rollups(etl)
         if after is not None:
             after(outcome)
-        if command == "sync" and is_whole:
+        if command == "sync" and only is None:
             _warn_of_loss(etl, outcome)
     if outcome.bug is not None:
         raise outcome.bug
@@ -268,6 +270,7 @@ def _run_account(
     etl_run_id: str,
     outcome: Outcome,
     one_account: Callable[[AccountRun], None],
+    only: Sequence[str] | None,
 ) -> bool:
     """Whether it went well to its end."""
     with client_of(etl, account) as (client, pacer, stop):
@@ -276,6 +279,7 @@ def _run_account(
         try:
             one_account(run)
             refresh_error_groups(run)
+            fetch_result_details(run, only=only)  # last: there may be thousands
         except Interrupted:
             return False
         except (FatalError, RateLimited) as error:

@@ -41,7 +41,7 @@ from etl.errors import (
 )
 from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
 from etl.pipeline.run import AccountRun
-from etl.pipeline.saving import save_test_sessions
+from etl.pipeline.saving import Wanted, save_test_sessions
 from etl.session_queue import Claim, Failure
 from etl.warehouse import Payload
 
@@ -430,7 +430,12 @@ class _Drain:
         ours = session_queue.lock(connection, batch.claims)
         moment = now(connection)
         fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
-        saved = save_test_sessions(connection, [self._rows_to_save(item) for item in fetched], self._run.etl_run_id)
+        saved = save_test_sessions(
+            connection,
+            [self._rows_to_save(item) for item in fetched],
+            self._run.etl_run_id,
+            wanted=Wanted(self._export.result_details, self._run.account.id),
+        )
         if self._export.keep_payloads:
             kept = [
                 payload
@@ -478,7 +483,7 @@ class _Drain:
             if attempts >= self._export.max_attempts:
                 to_bury[_failure(failed)] = attempts
             else:
-                to_retry[_failure(failed)] = (attempts, moment + _backoff(attempts))
+                to_retry[_failure(failed)] = (attempts, moment + backoff(attempts))
         session_queue.retry(connection, to_retry)
         session_queue.bury(connection, to_bury)
         session_queue.release(connection, batch.released)
@@ -553,12 +558,6 @@ class _Drain:
                 item.results,
                 extra={"test_session_id": id_, "status": session["status"], "results": item.results},
             )
-            groups = {*(item.rows.error_group_ids or ()), *(group for _, group in item.rows.result_error_groups)}
-            if is_changed:
-                for group in groups:
-                    self._run.touched_groups[group] = max(
-                        session["started_at"], self._run.touched_groups.get(group, session["started_at"])
-                    )
         for id_, failure in recorded.buried.items():
             logger.warning(
                 "test session %s is a dead letter (%s): %s",
@@ -588,7 +587,7 @@ def _failure(item: _Failed) -> Failure:
     return Failure(item.claim.test_session_id, "bug", f"a bug in checkly-etl ({type(error).__name__}); see the log")
 
 
-def _backoff(attempts: int) -> timedelta:
+def backoff(attempts: int) -> timedelta:
     delay: timedelta = min(FIRST_RETRY * 2 ** min(attempts - 1, 10), LONGEST_RETRY)
     return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection
 
 from etl import normalize, warehouse
 from etl.checkly import PAGE_SIZE, PlanLacksList
+from etl.database import now
 from etl.documents import Document
 from etl.errors import ApiUnavailable, Forbidden, PayloadError, TestSessionNotFound, UnusableSession
 from etl.normalize import ERROR_GROUP, Drift
@@ -22,14 +24,15 @@ logger = logging.getLogger(__name__)
 def refresh_error_groups(run: AccountRun) -> None:
     """Read what is wanted with the fewest calls: pages of a hundred where many are, single ones where few are.
 
-    Test sessions are safe by now: what fails here is a warning, and the next pass asks again for what is unknown.
+    Test sessions are safe by now: what fails here is a warning, and the next pass asks again.
     """
     if not run.export.error_groups or run.etl.stop.is_set():
         return
-    wanted, known = run.database.read(
+    wanted, known, asked_at = run.database.read(
         lambda c: (
-            warehouse.error_groups_to_fetch(c, run.account.id, run.touched_groups),
+            warehouse.error_groups_to_fetch(c, run.account.id),
             warehouse.count_error_groups(c, run.account.id),
+            now(c),
         )
     )
     pages = math.ceil(known / PAGE_SIZE)
@@ -40,7 +43,7 @@ def refresh_error_groups(run: AccountRun) -> None:
     try:
         if len(remaining) > pages:
             try:
-                _list(run, remaining, pages)
+                _list(run, remaining, pages, asked_at)
             except (Forbidden, PlanLacksList):
                 raise
             except UnusableSession as error:
@@ -48,7 +51,7 @@ def refresh_error_groups(run: AccountRun) -> None:
         for error_group_id in sorted(remaining):
             if run.etl.stop.is_set():
                 return
-            _fetch(run, error_group_id)
+            _fetch(run, error_group_id, asked_at)
     except (Forbidden, PlanLacksList) as error:
         # It is the account that may not read them, not this one error group.
         run.tell(
@@ -58,7 +61,7 @@ def refresh_error_groups(run: AccountRun) -> None:
         run.warn(f"error groups could not be read, the next pass tries again: {error}", "error-groups")
 
 
-def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
+def _list(run: AccountRun, remaining: set[str], expected_pages: int, asked_at: datetime) -> None:
     pages = run.client.list_error_groups()
     number = 0
     while (page := run.call(lambda: next(pages, None))) is not None:
@@ -71,14 +74,14 @@ def _list(run: AccountRun, remaining: set[str], expected_pages: int) -> None:
                 continue  # whatever it is, it is none that we want
             if error_group_id in remaining:
                 found.append((error_group_id, document))
-        _save(run, found)
+        _save(run, found, asked_at)
         remaining.difference_update(error_group_id for error_group_id, _ in found)
         # The account may have far more groups than we refer to: a page must be worth more than single calls.
         if len(remaining) <= 1 or number >= expected_pages + len(remaining) // 2 or run.etl.stop.is_set():
             return
 
 
-def _fetch(run: AccountRun, error_group_id: str) -> None:
+def _fetch(run: AccountRun, error_group_id: str, asked_at: datetime) -> None:
     try:
         document = run.call(lambda: run.client.fetch_error_group(error_group_id))
     except TestSessionNotFound:
@@ -89,10 +92,10 @@ def _fetch(run: AccountRun, error_group_id: str) -> None:
     except UnusableSession as error:
         logger.debug("%s; the next pass asks again", error)
     else:
-        _save(run, [(error_group_id, document)])
+        _save(run, [(error_group_id, document)], asked_at)
 
 
-def _save(run: AccountRun, found: Sequence[tuple[str, Document]]) -> None:
+def _save(run: AccountRun, found: Sequence[tuple[str, Document]], asked_at: datetime) -> None:
     batch: list[normalize.ErrorGroupRows] = []
     drifts: list[Drift] = []
     for error_group_id, document in found:
@@ -114,7 +117,7 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]]) -> None:
                 Payload(ERROR_GROUP, id_, run.account.id, None, document) for id_, document in found if id_ in usable
             ]
             warehouse.save_payloads(connection, payloads)
-        warehouse.save_error_groups(connection, batch, account_id=run.account.id)
+        warehouse.save_error_groups(connection, batch, account_id=run.account.id, asked_at=asked_at)
         warehouse.save_drift(connection, drifts)
 
     run.database.run(write)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
 from etl import normalize, session_queue, warehouse
+from etl.database import chunks
 from etl.errors import PayloadError
-from etl.normalize import ERROR_GROUP, TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.normalize import ERROR_GROUP, TEST_SESSION, TEST_SESSION_RESULT, TEST_SESSION_SUMMARY, TestSessionRows
 from etl.pipeline.run import Etl, Outcome
-from etl.pipeline.saving import save_test_sessions
+from etl.pipeline.saving import Details, save_test_sessions
 
 BATCH = 100
 NEWER_ROWS = (
@@ -65,10 +67,27 @@ def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) 
             )
         except PayloadError as error:
             problems.append(f"the stored payload of test session {id_} cannot be replayed: {error}")
-    saved = save_test_sessions(connection, batch, etl_run_id, rewrite=True)
+    of_results = _details(connection, [rows.test_session_id for rows in batch], problems)
+    saved = save_test_sessions(connection, batch, etl_run_id, rewrite=True, details=of_results)
     # The document of a dead letter is kept, too: this release could read it.
     session_queue.bury_no_more(connection, [id_ for id_ in saved.changed if id_ not in held])
     return saved, problems
+
+
+def _details(connection: Connection, ids: Sequence[str], problems: list[str]) -> Details:
+    """The details of results whose own documents are stored."""
+    details: dict[str, dict[str, dict[str, Any]]] = {}
+    for test_session_id, fetched in warehouse.result_payloads(connection, ids).items():
+        for some in chunks(sorted(fetched)):
+            for id_, (document, _) in warehouse.load_payloads(connection, TEST_SESSION_RESULT, some).items():
+                try:
+                    rows = normalize.normalize_result_detail(document, test_session_result_id=id_)
+                except PayloadError as error:
+                    problems.append(f"the stored payload of result {id_} cannot be replayed: {error}")
+                    continue
+                told = {**rows.columns, "details_fetched_at": fetched[id_]}
+                details.setdefault(test_session_id, {})[id_] = told
+    return details
 
 
 def _error_groups(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
@@ -82,5 +101,5 @@ def _error_groups(connection: Connection, ids: Sequence[str], etl_run_id: str) -
             continue
         by_account.setdefault(account_id or "", []).append(rows)
     for account_id, batch in sorted(by_account.items()):
-        warehouse.save_error_groups(connection, batch, account_id=account_id or None, is_fetch=False)
+        warehouse.save_error_groups(connection, batch, account_id=account_id or None, asked_at=None)
     return warehouse.Saved(), problems

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from etl import warehouse
@@ -194,7 +193,6 @@ class AccountRun:
     stop: AccountStop
     outcome: Outcome
     failures_in_a_row: int = 0  # of the API, with no answer between
-    touched_groups: dict[str, datetime] = field(default_factory=dict)  # newest start of a session that refers to it
 
     @property
     def database(self) -> Database:

@@ -1,7 +1,7 @@
 """One account's answers as bytes: pages, filters and cursors of the lists, and what a test put in.
 
 Hides the cache (a document that cannot change any more is rendered and compressed once), the cursor's
-contents, and that a test may replace any test session or error group by a document of its own.
+contents, and that a test may replace any test session, result detail or error group by a document of its own.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Documents:
         self._entries: dict[str, tuple[Json, bytes]] = {}
         self._put_details: dict[str, bytes] = {}
         self._put_entries: dict[str, Json] = {}
+        self._put_results: dict[tuple[str, str], bytes] = {}
         self._put_groups: dict[str, Json] = {}
         self._removed: set[str] = set()
 
@@ -134,6 +135,9 @@ class Documents:
 
     def result(self, test_session_id: str, result_id: str) -> Body:
         """FindOneTestSessionResultResponse."""
+        own = self._put_results.get((test_session_id, result_id))
+        if own is not None:
+            return Body(own)
         put = self._put_details.get(test_session_id)
         if put is not None:
             document = _result_of(_parse(put), result_id)
@@ -205,6 +209,12 @@ class Documents:
             self._put_details.pop(id_, None)
             self._put_entries.pop(id_, None)
             self._removed.add(id_)
+
+    def put_result(self, test_session_id: str, result_id: str, document: Json | bytes) -> None:
+        """Adds or replaces the detail of one result."""
+        raw = document if isinstance(document, bytes) else encode(document)
+        with self._lock:
+            self._put_results[test_session_id.lower(), result_id.lower()] = raw
 
     def put_error_group(self, group: Json) -> None:
         with self._lock:

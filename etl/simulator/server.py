@@ -178,6 +178,10 @@ class Simulator:
     def remove_test_session(self, test_session_id: str) -> None:
         self._own.remove_test_session(test_session_id)
 
+    def put_result(self, test_session_id: str, result_id: str, document: dict[str, Any] | bytes) -> None:
+        """Adds or replaces the detail of one result; without it a session that was put has one made of its row."""
+        self._own.put_result(test_session_id, result_id, document)
+
     def put_error_group(self, group: dict[str, Any]) -> None:
         self._own.put_error_group(group)
 
