@@ -45,6 +45,8 @@ WORTH_IT = 50_000  # executions of a month; fewer are counted as fast as rollups
 SESSIONS_AT_ONCE = 1_000
 IN_WORK = "'0001-01-01'"  # `rolled_up_for` of what is being counted: a writer who touches it takes the mark away
 REFRESH_LOCK = TOUCH_LOCK + 1
+# Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
+_LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
 _s = test_sessions.c
 _stored = etl_rollup_test_session_summary.c
@@ -90,6 +92,8 @@ def _summarize_test_sessions() -> Step:
             query = query.where(_s.test_session_id > after)
         ids = connection.execute(query.order_by(_s.test_session_id).limit(SESSIONS_AT_ONCE)).scalars().all()
         if not ids:
+            if after is not None:
+                _analyze(connection, etl_rollup_error_occurrences, etl_rollup_test_session_summary)
             return False
         these = bindparam("ids", ids, type_=_s.test_session_id.type, expanding=True)
         occurrences = etl_rollup_error_occurrences
@@ -97,7 +101,7 @@ def _summarize_test_sessions() -> Step:
         _fill(connection, occurrences, text("test_session_id IN :ids").bindparams(these))
         _fill(connection, etl_rollup_test_session_summary, text("test_session_id IN :ids").bindparams(these))
         after = ids[-1]
-        return len(ids) == SESSIONS_AT_ONCE
+        return True
 
     return step
 
@@ -213,6 +217,7 @@ def _fill(connection: Connection, to: Table, where: TextClause | None = None) ->
 def _keep_writers_out(connection: Connection) -> None:
     """What a writer has not committed yet would be missing for good. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_LOCAL_SETTINGS)
         connection.execute(select(func.pg_advisory_xact_lock(ROLLUP_LOCK)))
 
 
@@ -220,7 +225,7 @@ def _is_alone(connection: Connection) -> bool:
     """One process at a time counts what takes long; who comes second leaves it to the first."""
     if connection.dialect.name != "postgresql":
         return True
-    connection.exec_driver_sql("SET LOCAL jit = off")  # it would take longer than the rest
+    connection.exec_driver_sql(_LOCAL_SETTINGS)
     return bool(connection.execute(select(func.pg_try_advisory_xact_lock(REFRESH_LOCK))).scalar_one())
 
 

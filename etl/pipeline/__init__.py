@@ -229,7 +229,11 @@ def _refresh_rollups(etl: Etl) -> None:
             while not etl.stop.is_set() and etl.database.run(step):
                 pass
     except WarehouseUnavailable as error:
-        logger.debug("the rollups could not be refreshed, the next pass does it: %s", error)
+        logger.warning(
+            "the rollups could not be refreshed, so views answer slowly until a pass can do it: %s",
+            error,
+            extra=runbook("rollups"),
+        )
 
 
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
