@@ -26,7 +26,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, text
 
-from etl import config, pipeline
+from etl import config, pipeline, rollups
 from etl.database import Database, chunks, now
 from etl.pipeline import Etl
 from etl.simulator import Simulator, World
@@ -38,7 +38,13 @@ from tests.conftest import NOW, environment
 DOCUMENT = Path(__file__).parent.parent / "docs" / "questions.md"
 LABELS = {"PostgreSQL:": "postgresql", "SQLite:": "sqlite"}  # stand above the variants of one question
 # A session of a client may have its own time zone: it must change no answer.
-READERS = {"sqlite": None, "postgresql": "UTC", "postgresql in Auckland": "Pacific/Auckland"}
+READERS = {
+    "sqlite": None,
+    "postgresql": "UTC",
+    "postgresql in Auckland": "Pacific/Auckland",
+    "sqlite rolled up": None,
+    "postgresql rolled up": "UTC",
+}
 
 # Checkly's times, which are moved so that the world ends today: the views look back from today. The program's own
 # times are of today already.
@@ -176,9 +182,22 @@ def answers(warehouses: dict[str, Database]) -> Answers:
     """The rows of every answer, all of the same day."""
     while True:
         day = datetime.now(UTC).date()
-        found = {reader: _answers(warehouses[reader.split()[0]], time_zone) for reader, time_zone in READERS.items()}
+        found: dict[str, dict[str, list[Row]]] = {}
+        for reader, time_zone in READERS.items():
+            database = warehouses[reader.split()[0]]
+            if reader.endswith("rolled up"):
+                _roll_up(database)
+            found[reader] = _answers(database, time_zone)
         if datetime.now(UTC).date() == day:
             return Answers(day, found)
+
+
+def _roll_up(database: Database) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollups, "WORTH_IT", 0)
+        for step in database.read(rollups.steps):
+            while database.run(step):
+                pass
 
 
 @contextmanager
