@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, text
 
-from etl import rollups
+from etl import pipeline, rollups, schema
 from etl.database import Database
+from etl.pipeline import Etl
+from etl.simulator import Simulator
 from etl.tables import test_sessions
+from tests.conftest import scalar
 from tests.histories import CALCULATIONS, HISTORIES, TODAY, History
 from tests.test_histories import EXAMPLES, MIDNIGHTS, at, counted, execution, holding, runs, select, today
+from tests.test_migrations import alembic
 
 ROLLED_UP = (
     "v_checks",
@@ -161,6 +166,17 @@ def test_replay_finds_checks_and_days_that_no_trigger_saw(rolled_up: Connection)
     assert rolled_up.execute(text("SELECT COUNT(*) FROM v_check_daily")).scalar() == 60
 
 
+def test_the_upgrade_finds_the_checks_and_days_that_are_there(database: Database) -> None:
+    alembic(database, command.downgrade, "0003")
+    history = a_month(database)
+    with database.writing() as connection:
+        history.insert(connection)
+    schema.migrate(database)
+    with database.reading() as connection:
+        for view in ROLLED_UP:
+            assert_told(connection, view, history, today(database), "after the upgrade")
+
+
 def test_with_little_to_count_nothing_is_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollups, "WORTH_IT", 31)
     with holding(database, a_month(database)) as connection:
@@ -207,3 +223,36 @@ def test_writers_do_not_wait_for_each_other_where_nothing_is_rolled_up(database:
         other.execute(text("SET LOCAL lock_timeout = '2s'"))
         runs(execution(101, 1, started_at=at(-1))).moved(days).insert(one)
         runs(execution(102, 1, started_at=at(-1))).moved(days).insert(other)
+
+
+# --- in a pass ----------------------------------------------------------------------------------------------
+
+
+def test_a_pass_fills_what_it_touched_and_replay_makes_all_anew(
+    make_etl: Callable[..., Etl], simulator: Simulator, database: Database
+) -> None:
+    etl = make_etl()
+    assert pipeline.sync(etl).word == "ok"
+    assert simulator.requests
+    open_ones = "SELECT COUNT(*) FROM etl_checks WHERE rolled_up_for IS NULL"
+    for what in (lambda: None, lambda: pipeline.replay(etl)):
+        what()
+        assert scalar(database, open_ones) == 0
+        assert scalar(database, "SELECT COUNT(*) FROM etl_live_test_session_summary") == 0
+        assert scalar(database, "SELECT COUNT(*) FROM etl_rollup_test_session_summary") > 0
+
+
+def test_a_refresh_that_takes_too_long_is_told_and_the_pass_is_fine(
+    make_etl: Callable[..., Etl],
+    simulator: Simulator,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite has no time limit for a statement")
+    monkeypatch.setattr(rollups, "_LOCAL_SETTINGS", "SET LOCAL statement_timeout = '1ms'")
+    outcome = pipeline.sync(make_etl())
+    assert (outcome.word, outcome.exit_code) == ("ok", 0)
+    assert simulator.requests
+    assert "the rollups could not be refreshed" in caplog.text
