@@ -178,7 +178,7 @@ def test_the_upgrade_finds_the_checks_and_days_that_are_there(database: Database
 
 
 def test_with_little_to_count_nothing_is_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollups, "WORTH_IT", 31)
+    monkeypatch.setattr(rollups, "WORTH_IT", 61)
     with holding(database, a_month(database)) as connection:
         assert rollups.steps(connection) == []
 
