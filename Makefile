@@ -37,7 +37,7 @@ demo: .venv/.run
 test: .venv/.dev
 	@$(PYTEST) -q $(PYTEST_ARGS)
 
-# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 5 in .ci/run, both of a selection).
+# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 3 in .ci/run, both of a selection).
 torture: .venv/.dev
 	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q tests/torture $(PYTEST_ARGS)
 
