@@ -148,6 +148,14 @@ def questions(connection: Connection, *, is_sqlite: bool) -> list[tuple[str, str
     ):
         asked.append((f"{view}, one branch", f"SELECT * FROM {view} WHERE branch_name = 'feature-7'", {}))
     asked += [
+        ("v_check_daily, main, 30 days",
+         f"SELECT * FROM v_check_daily WHERE branch_name = 'main' AND day >= {thirty}", {}),
+        ("v_execution_history, main, 30 days",
+         f"SELECT * FROM v_execution_history WHERE branch_name = 'main' AND {since}", {}),
+        ("v_failure_streaks, main, 30 days",
+         f"SELECT * FROM v_failure_streaks WHERE branch_name = 'main' AND first_failed_at >= {thirty}", {}),
+        ("v_error_occurrences, main, 30 days",
+         f"SELECT * FROM v_error_occurrences WHERE branch_name = 'main' AND {since}", {}),
         ("v_check_daily, all checks, 30 days", f"SELECT * FROM v_check_daily WHERE day >= {thirty}", {}),
         ("v_flaky_checks, all checks", "SELECT * FROM v_flaky_checks", {}),
         ("v_test_session_summary, 30 days", f"SELECT * FROM v_test_session_summary WHERE {since}", {}),

@@ -30,6 +30,8 @@ from sqlalchemy import (
 
 from etl.schema import ROLLUP_LOCK, TOUCH_LOCK, view_sql
 from etl.tables import (
+    check_executions,
+    error_groups,
     etl_checks,
     etl_days,
     etl_rollup_check_daily,
@@ -38,6 +40,8 @@ from etl.tables import (
     etl_rollup_error_occurrences,
     etl_rollup_flaky_checks,
     etl_rollup_test_session_summary,
+    test_session_result_error_groups,
+    test_session_results,
     test_sessions,
 )
 
@@ -62,6 +66,7 @@ def steps(connection: Connection) -> list[Step]:
     if not _is_worth_it(connection):
         return []
     return [
+        _learn,
         _summarize_test_sessions(),
         _roll_up_a_day,
         _mark_checks,
@@ -75,6 +80,24 @@ def _is_worth_it(connection: Connection) -> bool:
     some = "SELECT 1 FROM check_executions LIMIT :limit"
     counted = _run(connection, f"SELECT COUNT(*) FROM ({some}) AS few", limit=WORTH_IT)
     return bool(counted.scalar_one() >= WORTH_IT)
+
+
+def _learn(connection: Connection) -> bool:
+    """After a first backfill, or the upgrade that made it, PostgreSQL knows nothing of the index of checks."""
+    if connection.dialect.name == "postgresql":
+        known = (
+            "SELECT 1 FROM pg_stats WHERE schemaname = current_schema() AND tablename = 'ix_check_executions_check'"
+        )
+        if connection.execute(text(known)).first() is None:
+            _analyze(
+                connection,
+                test_sessions,
+                test_session_results,
+                check_executions,
+                error_groups,
+                test_session_result_error_groups,
+            )
+    return False
 
 
 # --- test sessions and days: few rows a step, so that writers can wait ----------------------------------------
