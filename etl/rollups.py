@@ -26,6 +26,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    update,
 )
 
 from etl.schema import ROLLUP_LOCK, TOUCH_LOCK, view_sql
@@ -38,6 +39,7 @@ from etl.tables import (
     etl_rollup_duration_regressions,
     etl_rollup_error_group_impact,
     etl_rollup_error_occurrences,
+    etl_rollup_failure_streaks,
     etl_rollup_flaky_checks,
     etl_rollup_test_session_summary,
     test_session_result_error_groups,
@@ -47,11 +49,13 @@ from etl.tables import (
 
 WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are read
 SESSIONS_AT_ONCE = 1_000
+CHECKS_AT_ONCE = 10  # whose whole history is counted
 IN_WORK = "'0001-01-01'"  # `rolled_up_for` of what is being counted: a writer who touches it takes the mark away
 REFRESH_LOCK = TOUCH_LOCK + 1
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
+_k = etl_checks.c
 _s = test_sessions.c
 _stored = etl_rollup_test_session_summary.c
 
@@ -69,6 +73,7 @@ def steps(connection: Connection) -> list[Step]:
         _learn,
         _summarize_test_sessions(),
         _roll_up_a_day,
+        _roll_up_streaks,
         _mark_checks,
         _roll_up_checks,
         _mark_error_groups,
@@ -100,7 +105,7 @@ def _learn(connection: Connection) -> bool:
     return False
 
 
-# --- test sessions and days: few rows a step, so that writers can wait ----------------------------------------
+# --- test sessions, days, histories: few rows a step, so that writers can wait ---------------------------------
 
 
 def _summarize_test_sessions() -> Step:
@@ -145,6 +150,21 @@ def _roll_up_a_day(connection: Connection) -> bool:
     _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day = :day", day=day)
     _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
     _run(connection, "UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day", day=day)
+    return True
+
+
+def _roll_up_streaks(connection: Connection) -> bool:
+    """The next checks that were touched."""
+    _keep_writers_out(connection)
+    touched = select(_k.check_hash).where(_k.has_streaks.is_not(True)).order_by(_k.check_hash).limit(CHECKS_AT_ONCE)
+    hashes = connection.execute(touched).scalars().all()
+    if not hashes:
+        return False
+    streaks = etl_rollup_failure_streaks
+    these = bindparam("hashes", hashes, type_=_k.check_hash.type, expanding=True)
+    connection.execute(delete(streaks).where(streaks.c.check_hash.in_(these)))
+    _fill(connection, streaks, text("check_hash IN :hashes").bindparams(these))
+    connection.execute(update(etl_checks).where(_k.check_hash.in_(these)).values(has_streaks=True))
     return True
 
 
@@ -223,7 +243,7 @@ def drop(connection: Connection) -> None:
     )
     for statement in known:
         _run(connection, statement)
-    connection.execute(etl_checks.update().values(rolled_up_for=None))
+    connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
     connection.execute(etl_days.update().values(is_rolled_up=False))
     connection.execute(etl_rollup_error_group_impact.delete())
     connection.execute(etl_rollup_test_session_summary.delete())

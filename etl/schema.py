@@ -250,7 +250,7 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
     connection.execute(etl_views.delete())
     for statement in trigger_texts(connection.dialect.name):
         _execute(connection, statement)
-    connection.execute(etl_checks.update().values(rolled_up_for=None))
+    connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
     connection.execute(etl_days.update().values(is_rolled_up=False))
     connection.execute(etl_rollup_error_group_impact.delete())
     connection.execute(etl_rollup_test_session_summary.delete())

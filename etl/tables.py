@@ -499,6 +499,7 @@ etl_checks = Table(
         Day,
         "UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
     ),
+    _may("has_streaks", Boolean, "Whether etl_rollup_failure_streaks holds all of its history; null: touched since."),
     _may(
         "check_id",
         Id,
@@ -575,6 +576,27 @@ etl_rollup_duration_regressions = Table(
     _need("baseline_days", BigInteger, "See v_duration_regressions."),
     Index("ix_etl_rollup_duration_regressions_check_hash", "check_hash"),
     comment="Rows of v_duration_regressions for the checks and the day that etl_checks says.",
+)
+
+etl_rollup_failure_streaks = Table(
+    "etl_rollup_failure_streaks",
+    metadata,
+    _need("check_hash", CheckHash, "The check."),
+    _may("branch_name", Text, "See v_failure_streaks."),
+    _may("environment", Text, "See v_failure_streaks."),
+    _may("run_location", Text, "See v_failure_streaks."),
+    _need("first_failed_at", UtcTime, "See v_failure_streaks."),
+    _need("last_failed_at", UtcTime, "See v_failure_streaks."),
+    _may("recovered_at", UtcTime, "See v_failure_streaks."),
+    _need("failures", BigInteger, "See v_failure_streaks."),
+    _may("time_to_fix_ms", BigInteger, "See v_failure_streaks."),
+    _need("first_failed_test_session_id", Id, "See v_failure_streaks."),
+    _may("first_failed_commit_id", Text, "See v_failure_streaks."),
+    _may("recovered_test_session_id", Id, "See v_failure_streaks."),
+    _may("recovered_commit_id", Text, "See v_failure_streaks."),
+    _may("link", Text, "See v_failure_streaks."),
+    Index("ix_etl_rollup_failure_streaks_check_hash", "check_hash"),
+    comment="Rows of v_failure_streaks for the checks that etl_checks says.",
 )
 
 etl_rollup_error_group_impact = Table(

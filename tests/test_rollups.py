@@ -25,6 +25,7 @@ from tests.test_migrations import alembic
 ROLLED_UP = (
     "v_checks",
     "v_check_daily",
+    "v_failure_streaks",
     "v_flaky_checks",
     "v_duration_regressions",
     "v_error_group_impact",
@@ -135,7 +136,13 @@ def test_all_but_today_and_what_is_old_is_rolled_up(rolled_up: Connection, datab
     assert count("SELECT COUNT(*) FROM etl_days WHERE NOT is_rolled_up") == 1, "today goes on"
     assert count("SELECT COUNT(*) FROM etl_rollup_check_daily") == 45
     assert count("SELECT COUNT(*) FROM etl_checks WHERE rolled_up_for IS NULL") == 0
-    for view in ("flaky_checks", "duration_regressions", "test_session_summary", "error_group_impact"):
+    for view in (
+        "flaky_checks",
+        "failure_streaks",
+        "duration_regressions",
+        "test_session_summary",
+        "error_group_impact",
+    ):
         assert count(f"SELECT COUNT(*) FROM etl_live_{view}") == 0, view
 
 
@@ -145,6 +152,7 @@ def test_all_but_today_and_what_is_old_is_rolled_up(rolled_up: Connection, datab
         ("v_checks", "etl_checks", "check_name = 'of the rollup'"),
         ("v_check_daily", "etl_rollup_check_daily", "executions = 77"),
         ("v_flaky_checks", "etl_rollup_flaky_checks", "flips = 77"),
+        ("v_failure_streaks", "etl_rollup_failure_streaks", "failures = 77"),
         ("v_duration_regressions", "etl_rollup_duration_regressions", "recent_n = 77"),
         ("v_test_session_summary", "etl_rollup_test_session_summary", "retries = 77"),
     ],

@@ -10,7 +10,7 @@ BEGIN
         SELECT 1
         FROM touched t
         LEFT JOIN etl_checks k ON k.check_hash = CHECK_HASH(t.account_id, t.check_key)
-        WHERE k.check_hash IS NULL OR k.rolled_up_for IS NOT NULL
+        WHERE k.check_hash IS NULL OR k.rolled_up_for IS NOT NULL OR k.has_streaks
     ) OR EXISTS (
         SELECT 1
         FROM touched t
@@ -20,7 +20,8 @@ BEGIN
         PERFORM pg_advisory_xact_lock(TOUCH_LOCK());
         INSERT INTO etl_checks (check_hash, account_id, check_key)
         SELECT DISTINCT CHECK_HASH(account_id, check_key), account_id, check_key FROM touched
-        ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL WHERE etl_checks.rolled_up_for IS NOT NULL;
+        ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL, has_streaks = NULL
+        WHERE etl_checks.rolled_up_for IS NOT NULL OR etl_checks.has_streaks;
         INSERT INTO etl_days (day, is_rolled_up)
         SELECT DISTINCT UTC_DAY(started_at), FALSE FROM touched
         ON CONFLICT (day) DO UPDATE SET is_rolled_up = FALSE WHERE etl_days.is_rolled_up;

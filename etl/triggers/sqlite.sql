@@ -4,26 +4,28 @@
 CREATE TRIGGER etl_touch_inserted_executions AFTER INSERT ON check_executions BEGIN
     INSERT INTO etl_checks (check_hash, account_id, check_key)
     VALUES (CHECK_HASH(NEW.account_id, NEW.check_key), NEW.account_id, NEW.check_key)
-    ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL WHERE rolled_up_for IS NOT NULL;
+    ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL, has_streaks = NULL
+    WHERE rolled_up_for IS NOT NULL OR has_streaks;
     INSERT INTO etl_days (day, is_rolled_up) VALUES (UTC_DAY(NEW.started_at), 0)
     ON CONFLICT (day) DO UPDATE SET is_rolled_up = 0 WHERE is_rolled_up;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = NEW.test_session_id;
 END
 
 CREATE TRIGGER etl_touch_deleted_executions AFTER DELETE ON check_executions BEGIN
-    UPDATE etl_checks SET rolled_up_for = NULL
-    WHERE check_hash = CHECK_HASH(OLD.account_id, OLD.check_key) AND rolled_up_for IS NOT NULL;
+    UPDATE etl_checks SET rolled_up_for = NULL, has_streaks = NULL
+    WHERE check_hash = CHECK_HASH(OLD.account_id, OLD.check_key) AND (rolled_up_for IS NOT NULL OR has_streaks);
     UPDATE etl_days SET is_rolled_up = 0 WHERE day = UTC_DAY(OLD.started_at) AND is_rolled_up;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id = OLD.test_session_id;
 END
 
 CREATE TRIGGER etl_touch_updated_executions AFTER UPDATE ON check_executions BEGIN
-    UPDATE etl_checks SET rolled_up_for = NULL
-    WHERE check_hash = CHECK_HASH(OLD.account_id, OLD.check_key) AND rolled_up_for IS NOT NULL;
+    UPDATE etl_checks SET rolled_up_for = NULL, has_streaks = NULL
+    WHERE check_hash = CHECK_HASH(OLD.account_id, OLD.check_key) AND (rolled_up_for IS NOT NULL OR has_streaks);
     UPDATE etl_days SET is_rolled_up = 0 WHERE day = UTC_DAY(OLD.started_at) AND is_rolled_up;
     INSERT INTO etl_checks (check_hash, account_id, check_key)
     VALUES (CHECK_HASH(NEW.account_id, NEW.check_key), NEW.account_id, NEW.check_key)
-    ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL WHERE rolled_up_for IS NOT NULL;
+    ON CONFLICT (check_hash) DO UPDATE SET rolled_up_for = NULL, has_streaks = NULL
+    WHERE rolled_up_for IS NOT NULL OR has_streaks;
     INSERT INTO etl_days (day, is_rolled_up) VALUES (UTC_DAY(NEW.started_at), 0)
     ON CONFLICT (day) DO UPDATE SET is_rolled_up = 0 WHERE is_rolled_up;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (OLD.test_session_id, NEW.test_session_id);

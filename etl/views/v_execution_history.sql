@@ -5,6 +5,7 @@ SELECT
     h.*,
     COALESCE(h.status <> h.previous_status, FALSE) AS is_flip,
     COALESCE(h.status = 'FAILED' AND h.previous_status = 'PASSED', FALSE) AS is_new_failure
+-- Looked up, not LAG(): so every filter reaches the table, that of a day, too.
 FROM (
     SELECT
         e.test_session_id,
@@ -33,16 +34,31 @@ FROM (
         e.environment,
         e.branch_name,
         e.commit_id,
-        LAG(e.status) OVER history AS previous_status,
-        LAG(e.started_at) OVER history AS previous_started_at,
-        LAG(e.commit_id) OVER history AS previous_commit_id
+        (
+            SELECT p.status
+            FROM check_executions p
+            WHERE p.history_key = e.history_key AND p.verdict IS NOT NULL AND p.started_at <= e.started_at
+                AND (p.started_at, p.test_session_id, p.execution_no) < (e.started_at, e.test_session_id, e.execution_no)
+            ORDER BY p.started_at DESC, p.test_session_id DESC, p.execution_no DESC
+            LIMIT 1
+        ) AS previous_status,
+        (
+            SELECT p.started_at
+            FROM check_executions p
+            WHERE p.history_key = e.history_key AND p.verdict IS NOT NULL AND p.started_at <= e.started_at
+                AND (p.started_at, p.test_session_id, p.execution_no) < (e.started_at, e.test_session_id, e.execution_no)
+            ORDER BY p.started_at DESC, p.test_session_id DESC, p.execution_no DESC
+            LIMIT 1
+        ) AS previous_started_at,
+        (
+            SELECT p.commit_id
+            FROM check_executions p
+            WHERE p.history_key = e.history_key AND p.verdict IS NOT NULL AND p.started_at <= e.started_at
+                AND (p.started_at, p.test_session_id, p.execution_no) < (e.started_at, e.test_session_id, e.execution_no)
+            ORDER BY p.started_at DESC, p.test_session_id DESC, p.execution_no DESC
+            LIMIT 1
+        ) AS previous_commit_id
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
     WHERE e.verdict IS NOT NULL
-    -- history_key decides; the others stand here so that a filter on them reaches the table.
-    WINDOW history AS (
-        PARTITION BY
-            e.history_key, k.account_id, k.check_key, e.branch_name, e.environment, e.run_location, e.check_id
-        ORDER BY e.started_at, e.test_session_id, e.execution_no
-    )
 ) AS h

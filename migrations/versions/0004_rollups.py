@@ -46,6 +46,12 @@ def upgrade() -> None:
             comment="UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
         ),
         sa.Column(
+            "has_streaks",
+            sa.Boolean(),
+            nullable=True,
+            comment="Whether etl_rollup_failure_streaks holds all of its history; null: touched since.",
+        ),
+        sa.Column(
             "check_id",
             ID,
             nullable=True,
@@ -164,6 +170,25 @@ def upgrade() -> None:
         comment="What the executions of a test session came to. A row: its error occurrences are right, too.",
     )
     op.create_table(
+        "etl_rollup_failure_streaks",
+        sa.Column("check_hash", HASH, nullable=False, comment="The check."),
+        sa.Column("branch_name", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("environment", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("run_location", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("first_failed_at", TIME, nullable=False, comment="See v_failure_streaks."),
+        sa.Column("last_failed_at", TIME, nullable=False, comment="See v_failure_streaks."),
+        sa.Column("recovered_at", TIME, nullable=True, comment="See v_failure_streaks."),
+        sa.Column("failures", sa.BigInteger(), nullable=False, comment="See v_failure_streaks."),
+        sa.Column("time_to_fix_ms", sa.BigInteger(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("first_failed_test_session_id", ID, nullable=False, comment="See v_failure_streaks."),
+        sa.Column("first_failed_commit_id", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("recovered_test_session_id", ID, nullable=True, comment="See v_failure_streaks."),
+        sa.Column("recovered_commit_id", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        sa.Column("link", sa.Text(), nullable=True, comment="See v_failure_streaks."),
+        comment="Rows of v_failure_streaks for the checks that etl_checks says.",
+    )
+    op.create_index("ix_etl_rollup_failure_streaks_check_hash", "etl_rollup_failure_streaks", ["check_hash"])
+    op.create_table(
         "etl_rollup_error_occurrences",
         sa.Column(
             "test_session_id",
@@ -211,6 +236,7 @@ def downgrade() -> None:
         op.drop_index(f"ix_check_executions_{name}", "check_executions")
     op.create_index("ix_check_executions_started_at", "check_executions", ["started_at"])
     for name in (
+        "etl_rollup_failure_streaks",
         "etl_rollup_error_occurrences",
         "etl_rollup_test_session_summary",
         "etl_rollup_error_group_impact",
