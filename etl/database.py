@@ -67,6 +67,7 @@ _NETWORK_FILESYSTEMS = re.compile(
 # A client that stands still loses its locks before those who wait for them give up. psycopg reads dates of ISO
 # style only, and no times at the ends of time in zones other than UTC.
 _LOCAL_SETTINGS = (
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '45s'; "
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'"
 )

@@ -9,11 +9,16 @@ Every verb takes a connection inside of the caller's transaction and never commi
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
+    BindParameter,
+    Boolean,
+    Column,
+    ColumnElement,
     Connection,
     CursorResult,
     Table,
@@ -23,13 +28,14 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     select,
     table,
     text,
     update,
 )
 
-from etl.schema import ROLLUP_LOCK, TOUCH_LOCK, view_sql
+from etl.schema import ROLLUP_LOCK, view_sql, view_texts
 from etl.tables import (
     check_executions,
     error_groups,
@@ -42,43 +48,42 @@ from etl.tables import (
     etl_rollup_failure_streaks,
     etl_rollup_flaky_checks,
     etl_rollup_test_session_summary,
+    etl_touched_error_groups,
     test_session_result_error_groups,
     test_session_results,
     test_sessions,
 )
 
+logger = logging.getLogger(__name__)
+
 WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are read
 SESSIONS_AT_ONCE = 1_000
-CHECKS_AT_ONCE = 10  # whose whole history is counted
-IN_WORK = "'0001-01-01'"  # `rolled_up_for` of what is being counted: a writer who touches it takes the mark away
-REFRESH_LOCK = TOUCH_LOCK + 1
+HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
+CHECKS_AT_ONCE = 50  # of which a month is counted
+GROUPS_AT_ONCE = 100
+PATIENCE = 5.0  # seconds until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
+_g = error_groups.c
 _k = etl_checks.c
 _s = test_sessions.c
 _stored = etl_rollup_test_session_summary.c
 
+Keys = BindParameter[Any]
 Step = Callable[[Connection], bool]
+Fill = Callable[[Connection, Keys], tuple[Table, ...]]
 
 
 def steps(connection: Connection) -> list[Step]:
     """What is to be done, each in a transaction of its own and again for as long as it returns True.
 
-    Empty where there is little to count. Writers wait for a step for a second at most on PostgreSQL.
+    Empty where there is little to count. Writers wait for a step, so each counts little: well under a second's worth.
+    Where a writer's transaction stays open, the rest is left to the next pass.
     """
     if not _is_worth_it(connection):
         return []
-    return [
-        _learn,
-        _summarize_test_sessions(),
-        _roll_up_a_day,
-        _roll_up_streaks,
-        _mark_checks,
-        _roll_up_checks,
-        _mark_error_groups,
-        _roll_up_error_groups,
-    ]
+    return [_learn, _test_sessions(), _days(), _histories(), _checks(), _error_groups()]
 
 
 def _is_worth_it(connection: Connection) -> bool:
@@ -90,10 +95,8 @@ def _is_worth_it(connection: Connection) -> bool:
 def _learn(connection: Connection) -> bool:
     """After a first backfill, or the upgrade that made it, PostgreSQL knows nothing of the index of checks."""
     if connection.dialect.name == "postgresql":
-        known = (
-            "SELECT 1 FROM pg_stats WHERE schemaname = current_schema() AND tablename = 'ix_check_executions_check'"
-        )
-        if connection.execute(text(known)).first() is None:
+        ours = "schemaname = current_schema() AND tablename = 'ix_check_executions_check'"
+        if _run(connection, f"SELECT 1 FROM pg_stats WHERE {ours}").first() is None:
             _analyze(
                 connection,
                 test_sessions,
@@ -105,135 +108,143 @@ def _learn(connection: Connection) -> bool:
     return False
 
 
-# --- test sessions, days, histories: few rows a step, so that writers can wait ---------------------------------
-
-
-def _summarize_test_sessions() -> Step:
-    """Sessions for which it is not stored what they came to, a batch at a time."""
-    after: str | None = None
+def _in_batches(
+    key: Column[Any], missing: Callable[[Connection], ColumnElement[bool]], size: int, fill: Fill
+) -> Step:
+    """A step that fills the next `size` missing keys, in key order. At the end it analyzes what `fill` has filled."""
+    after: Any = None
+    filled: set[Table] = set()
 
     def step(connection: Connection) -> bool:
         nonlocal after
-        _keep_writers_out(connection)
-        query = select(_s.test_session_id).where(~exists().where(_stored.test_session_id == _s.test_session_id))
-        if after is not None:
-            query = query.where(_s.test_session_id > after)
-        ids = connection.execute(query.order_by(_s.test_session_id).limit(SESSIONS_AT_ONCE)).scalars().all()
-        if not ids:
-            if after is not None:
-                _analyze(connection, etl_rollup_error_occurrences, etl_rollup_test_session_summary)
+        if not _is_alone(connection):
             return False
-        these = bindparam("ids", ids, type_=_s.test_session_id.type, expanding=True)
-        occurrences = etl_rollup_error_occurrences
-        connection.execute(delete(occurrences).where(occurrences.c.test_session_id.in_(these)))
-        _fill(connection, occurrences, text("test_session_id IN :ids").bindparams(these))
-        _fill(connection, etl_rollup_test_session_summary, text("test_session_id IN :ids").bindparams(these))
-        after = ids[-1]
+        query = select(key).where(missing(connection))
+        if after is not None:
+            query = query.where(key > after)
+        keys = connection.execute(query.order_by(key).limit(size)).scalars().all()
+        if not keys:
+            _analyze(connection, *sorted(filled, key=str))
+            return False
+        filled.update(fill(connection, bindparam("keys", keys, type_=key.type, expanding=True)))
+        after = keys[-1]
         return True
 
     return step
 
 
-def _roll_up_a_day(connection: Connection) -> bool:
-    """The newest day that is over."""
-    _keep_writers_out(connection)
-    day = _run(
-        connection,
-        "SELECT MAX(day) FROM etl_days WHERE NOT is_rolled_up AND day < DATE_AGO(0) AND day >= ROLLED_UP_SINCE()",
-    ).scalar()
-    if day is None:
-        # Older days are always counted again: they need no row, and with few the planner sees what is the case.
-        _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day < ROLLED_UP_SINCE()")
-        _run(connection, "DELETE FROM etl_days WHERE day < ROLLED_UP_SINCE()")
-        _analyze(connection, etl_days, etl_rollup_check_daily)
-        return False
-    _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day = :day", day=day)
-    _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
-    _run(connection, "UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day", day=day)
-    return True
+# --- what there is to roll up -------------------------------------------------------------------------------
 
 
-def _roll_up_streaks(connection: Connection) -> bool:
-    """The next checks that were touched."""
-    _keep_writers_out(connection)
-    touched = select(_k.check_hash).where(_k.has_streaks.is_not(True)).order_by(_k.check_hash).limit(CHECKS_AT_ONCE)
-    hashes = connection.execute(touched).scalars().all()
-    if not hashes:
-        return False
-    streaks = etl_rollup_failure_streaks
-    these = bindparam("hashes", hashes, type_=_k.check_hash.type, expanding=True)
-    connection.execute(delete(streaks).where(streaks.c.check_hash.in_(these)))
-    _fill(connection, streaks, text("check_hash IN :hashes").bindparams(these))
-    connection.execute(update(etl_checks).where(_k.check_hash.in_(these)).values(has_streaks=True))
-    return True
+def _test_sessions() -> Step:
+    """What sessions came to, and which check each error of theirs is of."""
+
+    def missing(_: Connection) -> ColumnElement[bool]:
+        return ~exists().where(_stored.test_session_id == _s.test_session_id)
+
+    def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
+        occurrences = etl_rollup_error_occurrences
+        connection.execute(delete(occurrences).where(occurrences.c.test_session_id.in_(keys)))
+        _fill(connection, occurrences, text("test_session_id IN :keys").bindparams(keys))
+        _fill(connection, etl_rollup_test_session_summary, text("test_session_id IN :keys").bindparams(keys))
+        return occurrences, etl_rollup_test_session_summary
+
+    return _in_batches(_s.test_session_id, missing, SESSIONS_AT_ONCE, fill)
 
 
-# --- checks and error groups: marked, counted while writers go on, and kept where the mark is still there ------
+def _days() -> Step:
+    """Days that are over, the newest first."""
+    before = "DATE_AGO(0)"
+    parameters: dict[str, Any] = {}
+
+    def step(connection: Connection) -> bool:
+        nonlocal before
+        if not _is_alone(connection):
+            return False
+        # A day is null when it is too old for a view to ask; and a clock that was wrong may have called it so.
+        _run(
+            connection,
+            "UPDATE etl_days SET is_rolled_up = NULL WHERE day < DATE_AGO(50) AND is_rolled_up IS NOT NULL",
+        )
+        _run(
+            connection,
+            "UPDATE etl_days SET is_rolled_up = FALSE WHERE day >= ROLLED_UP_SINCE() AND is_rolled_up IS NULL",
+        )
+        day = _run(
+            connection,
+            f"SELECT MAX(day) FROM etl_days WHERE NOT is_rolled_up AND day < {before} AND day >= ROLLED_UP_SINCE()",
+            **parameters,
+        ).scalar()
+        if day is None:
+            _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day < DATE_AGO(50)")
+            _analyze(connection, etl_days, etl_rollup_check_daily)
+            return False
+        _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day = :day", day=day)
+        _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
+        _run(connection, "UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day", day=day)
+        before, parameters["before"] = ":before", day
+        return True
+
+    return step
 
 
-def _mark_checks(connection: Connection) -> bool:
-    """Every check that was touched, or whose rollup is for another day."""
-    _keep_writers_out(connection)
-    stale = "(rolled_up_for IS NULL OR rolled_up_for <> DATE_AGO(0))"
-    executions = (
-        "SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = etl_checks.check_hash"
-    )
-    _run(connection, f"DELETE FROM etl_checks WHERE {stale} AND NOT EXISTS ({executions})")
-    _run(connection, f"UPDATE etl_checks SET rolled_up_for = {IN_WORK} WHERE {stale}")
-    return False
+def _histories() -> Step:
+    """The failure streaks of checks that were touched."""
+
+    def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
+        streaks = etl_rollup_failure_streaks
+        connection.execute(delete(streaks).where(streaks.c.check_hash.in_(keys)))
+        _fill(connection, streaks, text("check_hash IN :keys").bindparams(keys))
+        connection.execute(update(etl_checks).where(_k.check_hash.in_(keys)).values(has_streaks=True))
+        return (streaks,)
+
+    return _in_batches(_k.check_hash, lambda _: _k.has_streaks.is_not(True), HISTORIES_AT_ONCE, fill)
 
 
-def _roll_up_checks(connection: Connection) -> bool:
-    marked = f"SELECT 1 FROM etl_checks WHERE rolled_up_for = {IN_WORK} LIMIT 1"
-    if not _is_alone(connection) or _run(connection, marked).first() is None:
-        return False
-    right = "SELECT check_hash FROM etl_checks WHERE rolled_up_for = DATE_AGO(0)"
-    for rollup in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
-        _run(connection, f"DELETE FROM {rollup.name} WHERE check_hash NOT IN ({right})")
-        _fill(connection, rollup)
-    told = "check_id, check_name, check_type, project_id, first_started_at, last_started_at, last_verdict"
-    live = f"SELECT DATE_AGO(0), {told} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash"
-    _run(
-        connection,
-        f"UPDATE etl_checks SET (rolled_up_for, {told}) = ({live}) WHERE rolled_up_for = {IN_WORK}",
-    )
-    _analyze(connection, etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions)
-    return False
+def _checks() -> Step:
+    """Names, flakiness and durations of checks that were touched, or whose rollup is for another day."""
+
+    def missing(connection: Connection) -> ColumnElement[bool]:
+        return literal_column(_sql(connection, "IS_OPEN(etl_checks)"), Boolean)
+
+    def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
+        today = _today(connection)
+        executions = "SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = check_hash"
+        gone = text(_sql(connection, f"NOT EXISTS ({executions})"))
+        for rollup in (etl_rollup_flaky_checks, etl_rollup_duration_regressions):
+            connection.execute(delete(rollup).where(rollup.c.check_hash.in_(keys)))
+            _fill_open(connection, rollup, "IS_OPEN(k)", "k.check_hash IN :keys", keys)
+        connection.execute(delete(etl_checks).where(_k.check_hash.in_(keys), gone))
+        told = "check_id, check_name, check_type, project_id, first_started_at, last_started_at, last_verdict"
+        live = f"SELECT DATE_AGO(0), {told} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash"
+        if _today(connection) == today:  # SQLite's "now" goes on within a transaction
+            statement = f"UPDATE etl_checks SET (rolled_up_for, {told}) = ({live}) WHERE check_hash IN :keys"
+            connection.execute(text(_sql(connection, statement)).bindparams(keys))
+        return etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions
+
+    return _in_batches(_k.check_hash, missing, CHECKS_AT_ONCE, fill)
 
 
-def _mark_error_groups(connection: Connection) -> bool:
-    """Every error group that was touched, or whose rollup is for another day."""
-    _keep_writers_out(connection)
-    _run(connection, "DELETE FROM etl_rollup_error_group_impact WHERE rolled_up_for <> DATE_AGO(0)")
-    counts = [column.name for column in etl_rollup_error_group_impact.columns if isinstance(column.type, BigInteger)]
-    _run(
-        connection,
-        "INSERT INTO etl_rollup_error_group_impact "
-        f"(error_group_id, rolled_up_for, is_new, is_regression, {', '.join(counts)}) "
-        f"SELECT error_group_id, {IN_WORK}, FALSE, FALSE, {', '.join('0' for _ in counts)} FROM error_groups g "
-        "WHERE NOT EXISTS (SELECT 1 FROM etl_rollup_error_group_impact i WHERE i.error_group_id = g.error_group_id)",
-    )
-    return False
+def _error_groups() -> Step:
+    """The impact of error groups that were touched, or whose rollup is for another day."""
 
+    def missing(connection: Connection) -> ColumnElement[bool]:
+        return literal_column(_sql(connection, "IS_OPEN_GROUP(error_groups)"), Boolean)
 
-def _roll_up_error_groups(connection: Connection) -> bool:
-    if not _is_alone(connection):
-        return False
-    names = [column.name for column in etl_rollup_error_group_impact.columns if not column.primary_key]
-    counted = _run(
-        connection,
-        f"UPDATE etl_rollup_error_group_impact SET {', '.join(f'{name} = l.{name}' for name in names)} "
-        "FROM etl_live_error_group_impact l WHERE l.error_group_id = etl_rollup_error_group_impact.error_group_id "
-        f"AND etl_rollup_error_group_impact.rolled_up_for = {IN_WORK}",
-    )
-    if counted.rowcount:
-        _analyze(connection, etl_rollup_error_group_impact)
-    return False
+    def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
+        today = _today(connection)
+        impact, touched = etl_rollup_error_group_impact, etl_touched_error_groups
+        connection.execute(delete(impact).where(impact.c.error_group_id.in_(keys)))
+        _fill_open(connection, impact, "IS_OPEN_GROUP(g)", "g.error_group_id IN :keys", keys)
+        if _today(connection) == today:
+            connection.execute(delete(touched).where(touched.c.error_group_id.in_(keys)))
+        return (impact,)
+
+    return _in_batches(_g.error_group_id, missing, GROUPS_AT_ONCE, fill)
 
 
 def drop(connection: Connection) -> None:
     """Drop all rollups, and find the checks and days anew: for rows that were written past the triggers."""
-    _keep_writers_out(connection)
     known = (
         "INSERT INTO etl_checks (check_hash, account_id, check_key) "
         "SELECT DISTINCT CHECK_HASH(account_id, check_key), account_id, check_key FROM check_executions "
@@ -246,37 +257,81 @@ def drop(connection: Connection) -> None:
     connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
     connection.execute(etl_days.update().values(is_rolled_up=False))
     connection.execute(etl_rollup_error_group_impact.delete())
+    connection.execute(etl_touched_error_groups.delete())
     connection.execute(etl_rollup_test_session_summary.delete())
 
 
-def _fill(connection: Connection, to: Table, where: TextClause | None = None) -> int:
-    """Store the rows that the table's view counts. Returns how many."""
+def sweep(connection: Connection) -> None:
+    """Delete what no view reads any more: what is forgotten must not be left in a rollup."""
+    open_checks = "SELECT check_hash FROM etl_checks WHERE"
+    executions = "SELECT 1 FROM check_executions e WHERE CHECK_HASH(e.account_id, e.check_key) = check_hash"
+    stored = "SELECT 1 FROM etl_rollup_test_session_summary m WHERE m.test_session_id = o.test_session_id"
+    for statement in (
+        f"DELETE FROM etl_rollup_failure_streaks WHERE check_hash IN ({open_checks} has_streaks IS NULL)",
+        f"DELETE FROM etl_rollup_flaky_checks WHERE check_hash IN ({open_checks} rolled_up_for IS NULL)",
+        f"DELETE FROM etl_rollup_duration_regressions WHERE check_hash IN ({open_checks} rolled_up_for IS NULL)",
+        "DELETE FROM etl_rollup_check_daily WHERE day NOT IN (SELECT day FROM etl_days WHERE is_rolled_up)",
+        f"DELETE FROM etl_rollup_error_occurrences AS o WHERE NOT EXISTS ({stored})",
+        f"DELETE FROM etl_checks WHERE rolled_up_for IS NULL AND NOT EXISTS ({executions})",
+        "UPDATE etl_checks SET check_id = NULL, check_name = NULL, check_type = NULL, project_id = NULL, "
+        "first_started_at = NULL, last_started_at = NULL, last_verdict = NULL "
+        "WHERE rolled_up_for IS NULL AND last_started_at IS NOT NULL",
+    ):
+        _run(connection, statement)
+
+
+def _fill(connection: Connection, to: Table, where: TextClause) -> None:
+    """Store the rows that the table's view counts."""
     names = [column.name for column in to.columns]
-    source = table(to.name.replace("etl_rollup_", "etl_live_"), *map(column, names))
-    counted = select(source) if where is None else select(source).where(where)
-    return connection.execute(to.insert().from_select(names, counted)).rowcount
+    source = table(_live(to), *map(column, names))
+    connection.execute(to.insert().from_select(names, select(source).where(where)))
 
 
-def _keep_writers_out(connection: Connection) -> None:
-    """What a writer has not committed yet would be missing for good. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_LOCAL_SETTINGS)
-        connection.execute(select(func.pg_advisory_xact_lock(ROLLUP_LOCK)))
+def _fill_open(connection: Connection, to: Table, open_ones: str, these: str, keys: Keys) -> None:
+    """The same where a filter from outside would not spare the view the rest: it stands in its text."""
+    names = ", ".join(column.name for column in to.columns)
+    source = view_texts()[_live(to)]
+    assert open_ones in source  # noqa: S101 - or everything would be counted in every batch
+    statement = (
+        f"INSERT INTO {to.name} ({names}) SELECT {names} FROM (\n{source.replace(open_ones, these)}) AS counted"
+    )
+    connection.execute(text(_sql(connection, statement)).bindparams(keys))
+
+
+def _live(rollup: Table) -> str:
+    return rollup.name.replace("etl_rollup_", "etl_live_")
+
+
+def _today(connection: Connection) -> str:
+    return str(_run(connection, "SELECT DATE_AGO(0)").scalar_one())
 
 
 def _is_alone(connection: Connection) -> bool:
-    """One process at a time counts what takes long; who comes second leaves it to the first."""
+    """Keep writers out, for what one has not committed yet would be missing for good. SQLite has one writer anyway.
+
+    Asked for again and again rather than waited for: whoever waits for a lock keeps all others waiting behind him.
+    """
     if connection.dialect.name != "postgresql":
         return True
     connection.exec_driver_sql(_LOCAL_SETTINGS)
-    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(REFRESH_LOCK))).scalar_one())
+    until = time.monotonic() + PATIENCE
+    while not connection.execute(select(func.pg_try_advisory_xact_lock(ROLLUP_LOCK))).scalar_one():
+        if time.monotonic() > until:
+            logger.debug("another transaction is open for long: the next pass refreshes the rollups")
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _analyze(connection: Connection, *tables: Table) -> None:
     """These tables turn over as a whole, and long before autovacuum looks at them."""
-    if connection.dialect.name == "postgresql":
+    if tables and connection.dialect.name == "postgresql":
         connection.exec_driver_sql("ANALYZE " + ", ".join(table.name for table in tables))
 
 
 def _run(connection: Connection, source: str, **parameters: Any) -> CursorResult[Any]:
-    return connection.execute(text(view_sql(source, connection.dialect.name)), parameters)
+    return connection.execute(text(_sql(connection, source)), parameters)
+
+
+def _sql(connection: Connection, source: str) -> str:
+    return view_sql(source, connection.dialect.name)

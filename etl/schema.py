@@ -17,6 +17,9 @@ written per dialect:
     WHOLE_MS(t)           whole milliseconds since 1970, rounded down, bigint
     SAME(a, b)            equal, or both null
     CHECK_HASH(a, k)      short key of a check, by account and check_key
+    ROW_ID(t)             where a row stands, for as long as a statement lasts: the fastest way back to it
+    IS_OPEN(k)            nothing of the check (a row of etl_checks) is rolled up for today
+    IS_OPEN_GROUP(g)      nothing of the error group is rolled up for today
     ROLLUP_LOCK()         number of the lock that a refresh of the rollups takes for itself, and writers share
     TOUCH_LOCK()          number of the lock that a writer takes who changes shared rows of the rollups
 
@@ -41,6 +44,7 @@ from etl.tables import (
     etl_days,
     etl_rollup_error_group_impact,
     etl_rollup_test_session_summary,
+    etl_touched_error_groups,
     etl_views,
 )
 
@@ -64,6 +68,11 @@ _PACKAGE = Path(__file__).parent
 _SQLITE_MICROSECONDS = (
     "(CAST(strftime('%s', substr({0}, 1, 19)) AS INTEGER) * 1000000 + CAST(substr({0}, 21, 6) AS INTEGER))"
 )
+_OPEN_GROUP = (
+    "(NOT EXISTS (SELECT 1 FROM etl_rollup_error_group_impact i WHERE i.error_group_id = {{0}}.error_group_id "
+    "AND i.rolled_up_for = {today}) "
+    "OR EXISTS (SELECT 1 FROM etl_touched_error_groups t WHERE t.error_group_id = {{0}}.error_group_id))"
+)
 _WORDS: dict[str, dict[str, str]] = {
     "postgresql": {
         "MS_BETWEEN": "CAST(EXTRACT(EPOCH FROM ({1} - {0})) * 1000 AS double precision)",
@@ -74,6 +83,9 @@ _WORDS: dict[str, dict[str, str]] = {
         "UTC_DAY_TEXT": "CAST(CAST({0} AT TIME ZONE 'UTC' AS date) AS text)",
         "DAYS_AGO": "((date_trunc('day', now() AT TIME ZONE 'UTC') - {0} * interval '1 day') AT TIME ZONE 'UTC')",
         "DATE_AGO": "(CAST(now() AT TIME ZONE 'UTC' AS date) - {0})",
+        "ROW_ID": "{0}.ctid",
+        "IS_OPEN": "({0}.rolled_up_for IS NULL OR {0}.rolled_up_for <> CAST(now() AT TIME ZONE 'UTC' AS date))",
+        "IS_OPEN_GROUP": _OPEN_GROUP.format(today="CAST(now() AT TIME ZONE 'UTC' AS date)"),
         "ROLLED_UP_SINCE": f"(CAST(now() AT TIME ZONE 'UTC' AS date) - {ROLLED_UP_DAYS})",
         "CHECK_HASH": "CAST(md5(COALESCE(CAST({0} AS text), '-') || ' ' || {1}) AS uuid)",
         "ROLLUP_LOCK": str(ROLLUP_LOCK),
@@ -91,6 +103,9 @@ _WORDS: dict[str, dict[str, str]] = {
         "UTC_DAY_TEXT": "substr({0}, 1, 10)",
         "DAYS_AGO": "(date('now', (-({0})) || ' days') || ' 00:00:00.000000')",
         "DATE_AGO": "date('now', (-({0})) || ' days')",
+        "ROW_ID": "{0}.rowid",
+        "IS_OPEN": "({0}.rolled_up_for IS NULL OR {0}.rolled_up_for <> date('now'))",
+        "IS_OPEN_GROUP": _OPEN_GROUP.format(today="date('now')"),
         "ROLLED_UP_SINCE": f"date('now', '-{ROLLED_UP_DAYS} days')",
         "CHECK_HASH": "CAST(COALESCE({0}, '-') || ' ' || {1} AS text)",
         # Integer division rounds towards zero, and the times before 1970 are negative.
@@ -248,11 +263,15 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
     Rollups are dropped: another release may count otherwise.
     """
     connection.execute(etl_views.delete())
+    if connection.dialect.name == "postgresql":
+        # The functions keep the search path: of one schema, whoever writes, and from wherever.
+        connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()), true)")
     for statement in trigger_texts(connection.dialect.name):
         _execute(connection, statement)
     connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
     connection.execute(etl_days.update().values(is_rolled_up=False))
     connection.execute(etl_rollup_error_group_impact.delete())
+    connection.execute(etl_touched_error_groups.delete())
     connection.execute(etl_rollup_test_session_summary.delete())
     for name, source in _in_order(view_texts()):
         _execute(connection, f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')

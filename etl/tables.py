@@ -485,8 +485,8 @@ etl_views = Table(
 )
 
 # --- rollups ------------------------------------------------------------------------------------------------
-# What views read instead of counting again. Whoever writes executions, links or sessions drops what was made of them
-# (triggers, migration 0004); `rollups.refresh` makes it anew from the views etl_live_….
+# What views read instead of counting again. Triggers (triggers/*.sql) drop what was made of rows that are written;
+# `etl/rollups.py` makes it anew from the views etl_live_….
 
 etl_checks = Table(
     "etl_checks",
@@ -497,7 +497,7 @@ etl_checks = Table(
     _may(
         "rolled_up_for",
         Day,
-        "UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
+        "UTC day for which its rollups are right; null: touched since.",
     ),
     _may("has_streaks", Boolean, "Whether etl_rollup_failure_streaks holds all of its history; null: touched since."),
     _may(
@@ -518,7 +518,7 @@ etl_days = Table(
     "etl_days",
     metadata,
     _key("day", Day, "A UTC day on which an execution started."),
-    _need("is_rolled_up", Boolean, "Whether etl_rollup_check_daily holds all of it."),
+    _may("is_rolled_up", Boolean, "Whether etl_rollup_check_daily holds all of it; null: too old for that."),
     comment="One row a UTC day with executions.",
 )
 
@@ -617,6 +617,14 @@ etl_rollup_error_group_impact = Table(
     comment="Rows of v_error_group_impact.",
 )
 
+etl_touched_error_groups = Table(
+    "etl_touched_error_groups",
+    metadata,
+    _need("error_group_id", Id, "The error group."),
+    Index("ix_etl_touched_error_groups_error_group_id", "error_group_id"),
+    comment="Error groups whose rollup is no longer right; only added to, so that no writer waits for another.",
+)
+
 etl_rollup_test_session_summary = Table(
     "etl_rollup_test_session_summary",
     metadata,
@@ -640,5 +648,6 @@ etl_rollup_error_occurrences = Table(
     _key("error_group_id", Id, "Error group observed in it."),
     _may("check_hash", CheckHash, "The check; null for a result that is in no execution."),
     Index("ix_etl_rollup_error_occurrences_check_hash", "check_hash"),
+    Index("ix_etl_rollup_error_occurrences_error_group_id", "error_group_id"),
     comment="Which check each link of test_session_result_error_groups is of, for v_error_occurrences.",
 )

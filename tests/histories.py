@@ -139,6 +139,10 @@ class History:
                 nulls: Row = dict.fromkeys(table.columns.keys())
                 connection.execute(table.insert(), [nulls | row for row in found])
 
+    def and_also(self, other: History) -> History:
+        """The rows of both."""
+        return History(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
     def of(self, ids: Container[str]) -> History:
         """Only these test sessions, and all error groups."""
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, text
 
-from etl import pipeline, rollups, schema
+from etl import pipeline, rollups, schema, upkeep
 from etl.database import Database
 from etl.pipeline import Etl
 from etl.simulator import Simulator
-from etl.tables import test_sessions
+from etl.tables import metadata, test_sessions
 from tests.conftest import scalar
 from tests.histories import CALCULATIONS, HISTORIES, TODAY, History
 from tests.test_histories import EXAMPLES, MIDNIGHTS, at, counted, execution, holding, runs, select, today
@@ -133,7 +133,9 @@ def test_all_but_today_and_what_is_old_is_rolled_up(rolled_up: Connection, datab
         return rolled_up.execute(text(sql)).scalar()
 
     assert count("SELECT COUNT(*) FROM etl_days WHERE is_rolled_up") == 45
-    assert count("SELECT COUNT(*) FROM etl_days WHERE NOT is_rolled_up") == 1, "today goes on"
+    assert count("SELECT COUNT(*) FROM etl_days WHERE NOT is_rolled_up") == 6, (
+        "today, and five that are nearly too old"
+    )
     assert count("SELECT COUNT(*) FROM etl_rollup_check_daily") == 45
     assert count("SELECT COUNT(*) FROM etl_checks WHERE rolled_up_for IS NULL") == 0
     for view in (
@@ -191,6 +193,32 @@ def test_with_little_to_count_nothing_is_stored(database: Database, monkeypatch:
         assert rollups.steps(connection) == []
 
 
+def test_what_is_forgotten_is_left_in_no_rollup(database: Database) -> None:
+    history = a_month(database)
+    gone = execution(900, 1, "FAILED", check_key="a secret name", branch_name="secret", link="a secret link")
+    with holding(database, history) as connection:
+        runs(gone).moved((today(database) - TODAY).days - 1).insert(connection)
+        refresh(connection)
+        assert _tables_with(connection, gone["test_session_id"], "secret") >= {
+            "etl_checks",
+            "etl_rollup_check_daily",
+            "etl_rollup_failure_streaks",
+            "etl_rollup_test_session_summary",
+        }
+        upkeep.forget_test_session(connection, gone["test_session_id"])
+        rollups.sweep(connection)
+        assert _tables_with(connection, gone["test_session_id"], "secret") == set()
+
+
+def _tables_with(connection: Connection, *words: str) -> set[str]:
+    return {
+        table.name
+        for table in metadata.sorted_tables
+        for row in connection.execute(table.select())
+        if any(word in str(value) for value in row for word in words)
+    }
+
+
 # --- writers beside a refresh -------------------------------------------------------------------------------
 
 
@@ -231,6 +259,60 @@ def test_writers_do_not_wait_for_each_other_where_nothing_is_rolled_up(database:
         other.execute(text("SET LOCAL lock_timeout = '2s'"))
         runs(execution(101, 1, started_at=at(-1))).moved(days).insert(one)
         runs(execution(102, 1, started_at=at(-1))).moved(days).insert(other)
+
+
+def test_writers_and_refreshes_at_once_leave_no_wrong_answer(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("one writer at a time")
+    days = (today(database) - TODAY).days
+    history = a_month(database)
+    for number in range(200, 230):
+        more = runs(
+            *[
+                execution(number, no, "FAILED" if (number + no) % 3 else "PASSED", check_key=f"key {no}", link=None)
+                for no in range(1, 6)
+            ]
+        )
+        history = history.and_also(more.moved(days - number % 9))
+    ids = [row["test_session_id"] for row in history.test_sessions]
+    problems: list[BaseException] = []
+    is_over = threading.Event()
+
+    def write(mine: list[str]) -> None:
+        for id_ in mine:
+            for _ in range(2):  # written, and written anew
+
+                def save(connection: Connection, id_: str = id_) -> None:
+                    connection.execute(delete(test_sessions).where(test_sessions.c.test_session_id == id_))
+                    history.of([id_]).insert(connection)
+
+                database.run(save)
+
+    def refresh_again_and_again() -> None:
+        while not is_over.is_set():
+            for step in database.read(rollups.steps):
+                while database.run(step):
+                    pass
+
+    def guarded(work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            problems.append(error)
+
+    writers = [threading.Thread(target=guarded, args=(write, ids[n::3])) for n in range(3)]
+    refreshers = [threading.Thread(target=guarded, args=(refresh_again_and_again,)) for _ in range(2)]
+    for thread in (*writers, *refreshers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    is_over.set()
+    for thread in refreshers:
+        thread.join()
+    assert problems == []
+    with database.reading() as connection:
+        for view in ROLLED_UP:
+            assert_told(connection, view, history, today(database), "after all of them")
 
 
 # --- in a pass ----------------------------------------------------------------------------------------------

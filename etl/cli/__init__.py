@@ -248,14 +248,16 @@ def _prune(arguments: Arguments) -> int:
 
 
 def _forget(arguments: Arguments) -> int:
-    from etl import session_queue, upkeep
+    from etl import rollups, session_queue, upkeep
 
     ids = ids_of(arguments.ids)
     settings = load_settings(arguments)
 
     def work(connection: Connection, id_: str) -> upkeep.Forgotten:
         session_queue.shut_out(connection, id_)
-        return upkeep.forget_test_session(connection, id_)
+        forgotten = upkeep.forget_test_session(connection, id_)
+        rollups.sweep(connection)
+        return forgotten
 
     with open_database(settings) as database:
         forgotten = {id_: database.run(partial(work, id_=id_)) for id_ in ids}

@@ -1,7 +1,8 @@
--- Whoever writes executions, links or test sessions, by whatever way, drops the rollups that were made of them; views
--- then count again, until `rollups.refresh` has made them anew. Statements stand apart by an empty line.
+-- Whoever writes executions, results, links or test sessions, by whatever way, drops the rollups that were made of them;
+-- views then count again, until `etl/rollups.py` has made them anew. Statements stand apart by an empty line.
 -- The first lock keeps a refresh from counting while writers are not done, the second lets one writer at a time change
--- shared rows: two that met them in different orders would wait for each other. Most writers find nothing to change.
+-- checks and days that were rolled up: two that met them in different orders would wait for each other. Most writers
+-- find nothing to change.
 
 CREATE OR REPLACE FUNCTION etl_touch_executions() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
@@ -27,37 +28,34 @@ BEGIN
         ON CONFLICT (day) DO UPDATE SET is_rolled_up = FALSE WHERE etl_days.is_rolled_up;
     END IF;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (SELECT test_session_id FROM touched);
+    INSERT INTO etl_touched_error_groups (error_group_id)
+    SELECT DISTINCT l.error_group_id
+    FROM touched t
+    JOIN test_session_result_error_groups l ON l.test_session_id = t.test_session_id
+    JOIN etl_rollup_error_group_impact i ON i.error_group_id = l.error_group_id;
     RETURN NULL;
 END $$
 
 CREATE OR REPLACE FUNCTION etl_touch_links() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(ROLLUP_LOCK());
-    IF EXISTS (SELECT 1 FROM etl_rollup_error_group_impact i JOIN touched t ON t.error_group_id = i.error_group_id) THEN
-        PERFORM pg_advisory_xact_lock(TOUCH_LOCK());
-        DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (SELECT error_group_id FROM touched);
-    END IF;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (SELECT test_session_id FROM touched);
+    INSERT INTO etl_touched_error_groups (error_group_id)
+    SELECT DISTINCT t.error_group_id
+    FROM touched t
+    JOIN etl_rollup_error_group_impact i ON i.error_group_id = t.error_group_id;
     RETURN NULL;
 END $$
 
 CREATE OR REPLACE FUNCTION etl_touch_test_sessions() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(ROLLUP_LOCK());
-    IF EXISTS (
-        SELECT 1
-        FROM touched t
-        JOIN test_session_result_error_groups l ON l.test_session_id = t.test_session_id
-        JOIN etl_rollup_error_group_impact i ON i.error_group_id = l.error_group_id
-    ) THEN
-        PERFORM pg_advisory_xact_lock(TOUCH_LOCK());
-        DELETE FROM etl_rollup_error_group_impact WHERE error_group_id IN (
-            SELECT l.error_group_id
-            FROM touched t
-            JOIN test_session_result_error_groups l ON l.test_session_id = t.test_session_id
-        );
-    END IF;
     DELETE FROM etl_rollup_test_session_summary WHERE test_session_id IN (SELECT test_session_id FROM touched);
+    INSERT INTO etl_touched_error_groups (error_group_id)
+    SELECT DISTINCT l.error_group_id
+    FROM touched t
+    JOIN test_session_result_error_groups l ON l.test_session_id = t.test_session_id
+    JOIN etl_rollup_error_group_impact i ON i.error_group_id = l.error_group_id;
     RETURN NULL;
 END $$
 
@@ -90,3 +88,6 @@ REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION etl_touch_t
 
 CREATE OR REPLACE TRIGGER etl_touch_after AFTER UPDATE ON test_session_results
 REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION etl_touch_test_sessions()
+
+CREATE OR REPLACE TRIGGER etl_touch_deleted AFTER DELETE ON test_session_results
+REFERENCING OLD TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION etl_touch_test_sessions()

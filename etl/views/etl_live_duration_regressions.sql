@@ -9,7 +9,7 @@ WITH durations AS (
         CASE WHEN e.started_at >= DAYS_AGO(6) THEN 'recent' ELSE UTC_DAY_TEXT(e.started_at) END AS period
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
-    WHERE (k.rolled_up_for IS NULL OR k.rolled_up_for <> DATE_AGO(0))
+    WHERE IS_OPEN(k)
         AND e.verdict = 'PASSED' AND e.duration_ms IS NOT NULL
         -- The same twice, each for another index: that of days, and that of checks.
         AND UTC_DAY(e.started_at) >= DATE_AGO(13) AND UTC_DAY(e.started_at) <= DATE_AGO(0)

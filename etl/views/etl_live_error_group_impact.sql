@@ -11,11 +11,7 @@ WITH occurrences AS (
         CASE WHEN o.started_at >= DAYS_AGO(6) AND o.started_at < DAYS_AGO(-1) THEN o.started_at END AS recent_at
     FROM error_groups g
     LEFT JOIN v_error_occurrences o ON o.error_group_id = g.error_group_id
-    WHERE NOT EXISTS (
-        SELECT 1
-        FROM etl_rollup_error_group_impact i
-        WHERE i.error_group_id = g.error_group_id AND i.rolled_up_for = DATE_AGO(0)
-    )
+    WHERE IS_OPEN_GROUP(g)
 ),
 impact AS (
     SELECT

@@ -13,7 +13,7 @@ WITH recent AS (
         e.started_at
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
-    WHERE (k.rolled_up_for IS NULL OR k.rolled_up_for <> DATE_AGO(0))
+    WHERE IS_OPEN(k)
         -- The same twice, each for another index: that of days, and that of checks.
         AND UTC_DAY(e.started_at) >= DATE_AGO(29) AND UTC_DAY(e.started_at) <= DATE_AGO(0)
         AND e.started_at >= DAYS_AGO(29) AND e.started_at < DAYS_AGO(-1)

@@ -13,8 +13,9 @@ WITH counted AS (
         occurrences_7d,
         is_new,
         is_regression
-    FROM etl_rollup_error_group_impact
-    WHERE rolled_up_for = DATE_AGO(0)
+    FROM etl_rollup_error_group_impact i
+    WHERE i.rolled_up_for = DATE_AGO(0)
+        AND NOT EXISTS (SELECT 1 FROM etl_touched_error_groups t WHERE t.error_group_id = i.error_group_id)
     UNION ALL
     SELECT
         error_group_id,

@@ -43,7 +43,7 @@ def upgrade() -> None:
             "rolled_up_for",
             DAY,
             nullable=True,
-            comment="UTC day for which its rollups are right; null: touched since; 0001-01-01: in work.",
+            comment="UTC day for which its rollups are right; null: touched since.",
         ),
         sa.Column(
             "has_streaks",
@@ -72,7 +72,10 @@ def upgrade() -> None:
             "day", DAY, autoincrement=False, nullable=False, comment="A UTC day on which an execution started."
         ),
         sa.Column(
-            "is_rolled_up", sa.Boolean(), nullable=False, comment="Whether etl_rollup_check_daily holds all of it."
+            "is_rolled_up",
+            sa.Boolean(),
+            nullable=True,
+            comment="Whether etl_rollup_check_daily holds all of it; null: too old for that.",
         ),
         sa.PrimaryKeyConstraint("day", name=op.f("pk_etl_days")),
         comment="One row a UTC day with executions.",
@@ -209,6 +212,15 @@ def upgrade() -> None:
         comment="Which check each link of test_session_result_error_groups is of, for v_error_occurrences.",
     )
     op.create_index("ix_etl_rollup_error_occurrences_check_hash", "etl_rollup_error_occurrences", ["check_hash"])
+    op.create_index(
+        "ix_etl_rollup_error_occurrences_error_group_id", "etl_rollup_error_occurrences", ["error_group_id"]
+    )
+    op.create_table(
+        "etl_touched_error_groups",
+        sa.Column("error_group_id", ID, nullable=False, comment="The error group."),
+        comment="Error groups whose rollup is no longer right; only added to, so that no writer waits for another.",
+    )
+    op.create_index("ix_etl_touched_error_groups_error_group_id", "etl_touched_error_groups", ["error_group_id"])
     dialect = op.get_bind().dialect.name
     op.drop_index("ix_check_executions_started_at", "check_executions")
     op.execute(f"CREATE INDEX ix_check_executions_check ON check_executions (({CHECK_HASH[dialect]}), started_at)")
@@ -236,6 +248,7 @@ def downgrade() -> None:
         op.drop_index(f"ix_check_executions_{name}", "check_executions")
     op.create_index("ix_check_executions_started_at", "check_executions", ["started_at"])
     for name in (
+        "etl_touched_error_groups",
         "etl_rollup_failure_streaks",
         "etl_rollup_error_occurrences",
         "etl_rollup_test_session_summary",
