@@ -61,7 +61,7 @@ SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 50  # of which a month is counted
 GROUPS_AT_ONCE = 100
-PATIENCE = 5.0  # seconds until the next pass is left to do it
+PATIENCE = 1.0  # seconds for each of the steps, until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
