@@ -549,7 +549,7 @@ def test_an_outage_is_no_results_fault(make: Make, checkly: Simulator, database:
     enqueue(database, 1)
     checkly.add_fault(match=r"/results/|test-sessions\?", kind="status", status=503)
     outcome = pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false"))
-    assert (outcome.exit_code, saved(outcome), len(outcome.warnings)) == (1, 1, 1)
+    assert (outcome.exit_code, saved(outcome), len(outcome.failures)) == (3, 1, 1)
     assert "wait for the next pass" in str(outcome.error)
     assert [attempts for _, attempts in due(database)] == [0] * results
     assert len(checkly.requests) < 100, "and not every one is tried"
@@ -564,7 +564,7 @@ def test_a_proxy_that_answers_everything_with_its_own_json_is_an_outage(
     checkly.put_test_session(detail(1, results=[result(n) for n in range(30)]), None)
     enqueue(database, 1)
     checkly.add_fault(match=r"/results/|test-sessions\?", kind="status", status=200, body='{"status": "ok"}')
-    assert pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false")).exit_code == 1
+    assert pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false")).exit_code == 3
     assert [attempts for _, attempts in due(database)] == [0] * 30
 
 

@@ -47,8 +47,8 @@ BATCH = 100  # results claimed at a time, if the budget of a minute allows as ma
 def fetch_result_details(run: AccountRun, *, only: Sequence[str] | None = None) -> None:
     """Read the details that are due, until none is; `only` of these test sessions, if given.
 
-    What cannot be read is a warning. Raises FatalError or RateLimited for what ends the account, with every claim
-    given back.
+    What cannot be read is a warning, an API that does not work a failure. Raises FatalError or RateLimited for what
+    ends the account, with every claim given back.
     """
     if run.export.result_details == "none" or run.etl.stop.is_set():
         return
@@ -58,7 +58,7 @@ def fetch_result_details(run: AccountRun, *, only: Sequence[str] | None = None) 
     except PlanLacksList as error:
         run.tell(f"{error}: results have no details; set export.result_details to none", "result-details")
     except ApiDown as error:
-        run.warn(f"result details wait for the next pass, all test sessions are saved: {error}", "result-details")
+        run.fail(f"result details wait for the next pass, all test sessions are saved: {error}", "result-details")
     finally:
         if details.unread:
             run.warn(
