@@ -59,8 +59,8 @@ logger = logging.getLogger(__name__)
 WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are read
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
-CHECKS_AT_ONCE = 50  # of which a month is counted
-GROUPS_AT_ONCE = 100
+CHECKS_AT_ONCE = 25  # of which a month is counted
+GROUPS_AT_ONCE = 25
 PATIENCE = 1.0  # seconds for each of the steps, until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
@@ -93,8 +93,12 @@ def _is_worth_it(connection: Connection) -> bool:
 
 
 def _learn(connection: Connection) -> bool:
-    """After a first backfill, or the upgrade that made it, PostgreSQL knows nothing of the index of checks."""
+    """What PostgreSQL must know to plan well: how many checks are open, and of the index of checks that it is there.
+
+    It knows nothing of that index after a first backfill, or the upgrade that made it.
+    """
     if connection.dialect.name == "postgresql":
+        _analyze(connection, etl_checks, etl_days)
         ours = "schemaname = current_schema() AND tablename = 'ix_check_executions_check'"
         if _run(connection, f"SELECT 1 FROM pg_stats WHERE {ours}").first() is None:
             _analyze(
