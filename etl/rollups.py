@@ -60,7 +60,7 @@ WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are 
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
-GROUPS_AT_ONCE = 25
+GROUPS_AT_ONCE = {"postgresql": 25, "sqlite": 10_000}  # SQLite looks at the links of all in any case
 PATIENCE = 1.0  # seconds for each of the steps, until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
@@ -83,7 +83,7 @@ def steps(connection: Connection) -> list[Step]:
     """
     if not _is_worth_it(connection):
         return []
-    return [_learn, _test_sessions(), _days(), _histories(), _checks(), _error_groups()]
+    return [_learn, _test_sessions(), _days(), _histories(), _checks(), _error_groups(connection)]
 
 
 def _is_worth_it(connection: Connection) -> bool:
@@ -229,7 +229,7 @@ def _checks() -> Step:
     return _in_batches(_k.check_hash, missing, CHECKS_AT_ONCE, fill)
 
 
-def _error_groups() -> Step:
+def _error_groups(connection: Connection) -> Step:
     """The impact of error groups that were touched, or whose rollup is for another day."""
 
     def missing(connection: Connection) -> ColumnElement[bool]:
@@ -244,7 +244,7 @@ def _error_groups() -> Step:
             connection.execute(delete(touched).where(touched.c.error_group_id.in_(keys)))
         return (impact,)
 
-    return _in_batches(_g.error_group_id, missing, GROUPS_AT_ONCE, fill)
+    return _in_batches(_g.error_group_id, missing, GROUPS_AT_ONCE[connection.dialect.name], fill)
 
 
 def drop(connection: Connection) -> None:
