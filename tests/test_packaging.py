@@ -72,10 +72,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     return Installed(python, home)
 
 
-def test_the_wheel_holds_the_views_and_the_migrations_inside_the_package(wheel: Path) -> None:
+def test_the_wheel_holds_the_views_the_triggers_and_the_migrations_inside_the_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for view in (ROOT / "etl" / "views").glob("*.sql"):
-        assert f"etl/views/{view.name}" in names
+    for kind in ("views", "triggers"):
+        for file in (ROOT / "etl" / kind).glob("*.sql"):
+            assert f"etl/{kind}/{file.name}" in names
     for migration in (ROOT / "migrations" / "versions").glob("*.py"):
         assert f"etl/migrations/versions/{migration.name}" in names
     assert {"etl/migrations/env.py", "etl/migrations/script.py.mako"} <= names
