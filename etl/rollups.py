@@ -60,7 +60,7 @@ WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are 
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
-GROUPS_AT_ONCE = {"postgresql": 25, "sqlite": 10_000}  # SQLite looks at the links of all in any case
+GROUPS_AT_ONCE = {"postgresql": 300, "sqlite": 10_000}  # both look at most links in any case
 PATIENCE = 1.0  # seconds for each of the steps, until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
@@ -78,7 +78,7 @@ Fill = Callable[[Connection, Keys], tuple[Table, ...]]
 def steps(connection: Connection) -> list[Step]:
     """What is to be done, each in a transaction of its own and again for as long as it returns True.
 
-    Empty where there is little to count. Writers wait for a step, so each counts little: well under a second's worth.
+    Empty where there is little to count. Writers wait for a step, so each counts little: a second's worth or less.
     Where a writer's transaction stays open, the rest is left to the next pass.
     """
     if not _is_worth_it(connection):
