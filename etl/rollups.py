@@ -35,7 +35,7 @@ from sqlalchemy import (
     update,
 )
 
-from etl.schema import ROLLUP_LOCK, view_sql, view_texts
+from etl.schema import ROLLUP_LOCK, drop_rollups, view_sql, view_texts
 from etl.tables import (
     check_executions,
     error_groups,
@@ -83,7 +83,7 @@ def steps(connection: Connection) -> list[Step]:
     """
     if not _is_worth_it(connection):
         return []
-    return [_learn, _test_sessions(), _days(), _histories(), _checks(), _error_groups(connection)]
+    return [_learn, _test_sessions(), _days(), _histories(), _checks(connection), _error_groups(connection)]
 
 
 def _is_worth_it(connection: Connection) -> bool:
@@ -112,9 +112,7 @@ def _learn(connection: Connection) -> bool:
     return False
 
 
-def _in_batches(
-    key: Column[Any], missing: Callable[[Connection], ColumnElement[bool]], size: int, fill: Fill
-) -> Step:
+def _in_batches(key: Column[Any], missing: ColumnElement[bool], size: int, fill: Fill) -> Step:
     """A step that fills the next `size` missing keys, in key order. At the end it analyzes what `fill` has filled."""
     after: Any = None
     filled: set[Table] = set()
@@ -123,7 +121,7 @@ def _in_batches(
         nonlocal after
         if not _is_alone(connection):
             return False
-        query = select(key).where(missing(connection))
+        query = select(key).where(missing)
         if after is not None:
             query = query.where(key > after)
         keys = connection.execute(query.order_by(key).limit(size)).scalars().all()
@@ -143,9 +141,6 @@ def _in_batches(
 def _test_sessions() -> Step:
     """What sessions came to, and which check each error of theirs is of."""
 
-    def missing(_: Connection) -> ColumnElement[bool]:
-        return ~exists().where(_stored.test_session_id == _s.test_session_id)
-
     def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
         occurrences = etl_rollup_error_occurrences
         connection.execute(delete(occurrences).where(occurrences.c.test_session_id.in_(keys)))
@@ -153,6 +148,7 @@ def _test_sessions() -> Step:
         _fill(connection, etl_rollup_test_session_summary, text("test_session_id IN :keys").bindparams(keys))
         return occurrences, etl_rollup_test_session_summary
 
+    missing = ~exists().where(_stored.test_session_id == _s.test_session_id)
     return _in_batches(_s.test_session_id, missing, SESSIONS_AT_ONCE, fill)
 
 
@@ -202,14 +198,11 @@ def _histories() -> Step:
         connection.execute(update(etl_checks).where(_k.check_hash.in_(keys)).values(has_streaks=True))
         return (streaks,)
 
-    return _in_batches(_k.check_hash, lambda _: _k.has_streaks.is_not(True), HISTORIES_AT_ONCE, fill)
+    return _in_batches(_k.check_hash, _k.has_streaks.is_not(True), HISTORIES_AT_ONCE, fill)
 
 
-def _checks() -> Step:
+def _checks(connection: Connection) -> Step:
     """Names, flakiness and durations of checks that were touched, or whose rollup is for another day."""
-
-    def missing(connection: Connection) -> ColumnElement[bool]:
-        return literal_column(_sql(connection, "IS_OPEN(etl_checks)"), Boolean)
 
     def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
         today = _today(connection)
@@ -226,14 +219,12 @@ def _checks() -> Step:
             connection.execute(text(_sql(connection, statement)).bindparams(keys))
         return etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions
 
-    return _in_batches(_k.check_hash, missing, CHECKS_AT_ONCE, fill)
+    is_open = literal_column(_sql(connection, "IS_OPEN(etl_checks)"), Boolean)
+    return _in_batches(_k.check_hash, is_open, CHECKS_AT_ONCE, fill)
 
 
 def _error_groups(connection: Connection) -> Step:
     """The impact of error groups that were touched, or whose rollup is for another day."""
-
-    def missing(connection: Connection) -> ColumnElement[bool]:
-        return literal_column(_sql(connection, "IS_OPEN_GROUP(error_groups)"), Boolean)
 
     def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
         today = _today(connection)
@@ -244,7 +235,8 @@ def _error_groups(connection: Connection) -> Step:
             connection.execute(delete(touched).where(touched.c.error_group_id.in_(keys)))
         return (impact,)
 
-    return _in_batches(_g.error_group_id, missing, GROUPS_AT_ONCE[connection.dialect.name], fill)
+    is_open = literal_column(_sql(connection, "IS_OPEN_GROUP(error_groups)"), Boolean)
+    return _in_batches(_g.error_group_id, is_open, GROUPS_AT_ONCE[connection.dialect.name], fill)
 
 
 def drop(connection: Connection) -> None:
@@ -258,11 +250,7 @@ def drop(connection: Connection) -> None:
     )
     for statement in known:
         _run(connection, statement)
-    connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
-    connection.execute(etl_days.update().values(is_rolled_up=False))
-    connection.execute(etl_rollup_error_group_impact.delete())
-    connection.execute(etl_touched_error_groups.delete())
-    connection.execute(etl_rollup_test_session_summary.delete())
+    drop_rollups(connection)
 
 
 def sweep(connection: Connection) -> None:

@@ -268,11 +268,7 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
         connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()), true)")
     for statement in trigger_texts(connection.dialect.name):
         _execute(connection, statement)
-    connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
-    connection.execute(etl_days.update().values(is_rolled_up=False))
-    connection.execute(etl_rollup_error_group_impact.delete())
-    connection.execute(etl_touched_error_groups.delete())
-    connection.execute(etl_rollup_test_session_summary.delete())
+    drop_rollups(connection)
     for name, source in _in_order(view_texts()):
         _execute(connection, f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
         if connection.dialect.name == "postgresql":
@@ -284,6 +280,15 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
     for view, grant in grants:
         if view in wanted:
             _execute(connection, grant)
+
+
+def drop_rollups(connection: Connection) -> None:
+    """No view reads a rollup until `etl/rollups.py` has made it anew."""
+    connection.execute(etl_checks.update().values(rolled_up_for=None, has_streaks=None))
+    connection.execute(etl_days.update().values(is_rolled_up=False))
+    connection.execute(etl_rollup_error_group_impact.delete())
+    connection.execute(etl_touched_error_groups.delete())
+    connection.execute(etl_rollup_test_session_summary.delete())
 
 
 def _drop_triggers(connection: Connection) -> None:
