@@ -17,7 +17,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from etl import config, pipeline, schema
+from etl import config, pipeline, report, schema
+from etl.config import Settings
 from etl.database import Database, now
 from etl.errors import ConfigError
 from etl.pipeline import Etl, Outcome, Progress
@@ -25,6 +26,7 @@ from etl.simulator import Simulator, World
 
 FOLDER = Path("demo")
 DAYS = 90
+REPORT_DAYS = 30
 Say = Callable[[str], None]
 
 
@@ -60,6 +62,8 @@ def run(say: Say, progress: Progress, user_agent: str, stop: threading.Event) ->
             with database.reading() as connection:
                 for line in _summary(connection):
                     say(line)
+            say("")
+            say(_report(database, settings, version=user_agent.partition("/")[2]))
         finally:
             database.close()
     say("")
@@ -71,6 +75,23 @@ def run(say: Say, progress: Progress, user_agent: str, stop: threading.Event) ->
         "  checkly-etl doctor          with your own account: CHECKLY_API_KEY, CHECKLY_ACCOUNT_ID; then migrate, sync"
     )
     return outcome
+
+
+def _report(database: Database, settings: Settings, version: str) -> str:
+    since = database.read(now) - timedelta(days=REPORT_DAYS)
+
+    def work(connection: Connection) -> report.Report:
+        return report.make(
+            connection,
+            since=since,
+            accounts=[],
+            loss_warning_hours=settings.observe.loss_warning.total_seconds() / 3600,
+            version=version,
+            hide=str,
+        )
+
+    path = report.write(database.read(work), FOLDER / "report.html")
+    return f"The same in pictures, one file that needs no network. Open it in a browser:\n  {path.as_uri()}"
 
 
 def _make_room(path: Path, account_id: str) -> None:

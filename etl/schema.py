@@ -222,8 +222,8 @@ def view_texts() -> dict[str, str]:
 
 
 def public_views() -> dict[str, str]:
-    """Those of the contract: what is named etl_… is made for these."""
-    return {name: source for name, source in view_texts().items() if not name.startswith("etl_")}
+    """Those of the contract: what is named etl_… is made for these, v_report_… for the report."""
+    return {name: source for name, source in view_texts().items() if not name.startswith(("etl_", "v_report_"))}
 
 
 def trigger_texts(dialect: str) -> list[str]:

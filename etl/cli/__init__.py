@@ -31,7 +31,7 @@ from etl.cli.composition import (
     secrets_of,
     user_agent,
 )
-from etl.cli.output import as_dict, dead_lines, done, fail, report, shown_lines, status_lines, utc
+from etl.cli.output import as_dict, dead_lines, done, end_run, fail, shown_lines, status_lines, utc
 from etl.cli.version import version
 from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError, runbook
 from etl.terminal import Bar, Redactor, one_line, set_up_logging
@@ -107,7 +107,7 @@ def _sync(arguments: Arguments) -> int:
         raise ConfigError(problems)
     with open_etl(arguments, max_time=arguments.max_time) as (etl, signalled):
         outcome = pipeline.sync_until_final(etl, texts) if texts else pipeline.sync(etl)
-    return report(arguments, "sync", outcome, signalled)
+    return end_run(arguments, "sync", outcome, signalled)
 
 
 def _daemon(arguments: Arguments) -> int:
@@ -141,7 +141,7 @@ def _backfill(arguments: Arguments) -> int:
         outcome = pipeline.backfill(
             etl, since=since, until=until, newest_first=arguments.newest_first, force=arguments.force
         )
-    return report(arguments, "backfill", outcome, signalled)
+    return end_run(arguments, "backfill", outcome, signalled)
 
 
 def _enqueue(arguments: Arguments) -> int:
@@ -275,7 +275,44 @@ def _replay(arguments: Arguments) -> int:
 
     with open_etl(arguments) as (etl, signalled):
         outcome = pipeline.replay(etl)
-    return report(arguments, "replay", outcome, signalled)
+    return end_run(arguments, "replay", outcome, signalled)
+
+
+def _report(arguments: Arguments) -> int:
+    import webbrowser
+
+    from etl import report
+    from etl.database import now
+
+    is_piped = str(arguments.output) == "-"
+    if is_piped and (arguments.json or arguments.open):
+        raise ConfigError("-o - writes the page to stdout: --json and --open need a file")
+    settings = load_settings(arguments)
+    with open_database(settings) as database:
+        since = when("--since", arguments.since, database.read(now))
+        made = database.read(
+            lambda connection: report.make(
+                connection,
+                since=since,
+                accounts=arguments.account or [],
+                loss_warning_hours=settings.observe.loss_warning.total_seconds() / 3600,
+                version=version(),
+                hide=arguments.redactor.hide,
+            )
+        )
+    if is_piped:
+        sys.stdout.buffer.write(made.html.encode())
+        return EXIT_OK
+    path = report.write(made, arguments.output)
+    size = path.stat().st_size
+    counts = {"days": made.days, "test_sessions": made.test_sessions, "executions": made.executions}
+    lines = [f"{arguments.output}: {made.executions:,} executions of {made.days} days, {size / 1e6:.2f} MB"]
+    if not made.test_sessions:
+        lines.append("nothing is exported yet; the page says what to do next")
+    problems = []
+    if arguments.open and not webbrowser.open(path.as_uri()):
+        problems.append(f"no browser can be opened from here; open {path} in one")
+    return done(arguments, {"path": str(path), "bytes": size, **counts}, lines, problems, EXIT_OK)
 
 
 def _doctor(arguments: Arguments) -> int:
@@ -350,6 +387,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], int]] = {
     "prune": _prune,
     "forget": _forget,
     "replay": _replay,
+    "report": _report,
     "doctor": _doctor,
     "simulate": _simulate,
     "demo": _demo,

@@ -191,6 +191,25 @@ def make_parser() -> argparse.ArgumentParser:
         add_json(action)
 
     add_json(add("replay", "rebuild all rows from the stored payloads, without the API"))
+
+    report = add("report", "the views in pictures: one HTML file that needs no network")
+    report.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="report.html without it; - is stdout",
+    )
+    report.add_argument(
+        "--since", default="30d", metavar="T", help="ISO date or time, or an age: whole UTC days (default 30d)"
+    )
+    report.add_argument(
+        "--account", action="append", metavar="A", help="only this account: its id, or its name in the settings"
+    )
+    report.add_argument("--open", action="store_true", help="open it in a browser")
+    add_json(report)
+
     add_json(add("doctor", "check settings, API, account and warehouse, and say what to do"))
 
     prune = add("prune", "delete old payloads, runs and rejected messages; the rows of test sessions stay")

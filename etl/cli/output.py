@@ -45,7 +45,7 @@ def done(
     return code
 
 
-def report(arguments: Arguments, command: str, outcome: Outcome, signals: Signals) -> int:
+def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signals) -> int:
     exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
     arguments.exit_code = exit_code
     error = arguments.redactor.hide(outcome.error) if outcome.error else None

@@ -1,0 +1,161 @@
+// The views' rows, and what a filter leaves of them. A text is known by its number in `texts`; 0 is null.
+
+async function unpack() {
+  const bytes = Uint8Array.from(atob(document.getElementById("data").textContent), (c) => c.charCodeAt(0));
+  const stream = new Response(bytes).body.pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+// Columns -> an array of rows.
+function rowsOf(columns) {
+  const names = Object.keys(columns);
+  const count = names.length ? columns[names[0]].length : 0;
+  return Array.from({ length: count }, (_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+}
+
+class Warehouse {
+  constructor(data) {
+    Object.assign(this, data);
+    const start = Date.parse(`${data.first_day}T00:00:00Z`) / 1000;
+    this.secondsOf = (day) => start + day * DAY;
+    this.checks = rowsOf(data.checks).map((row, number) => ({ number, ...row, name: this._nameOf(row) }));
+    for (const name of ["freshness", "dead", "open_streaks", "fixed_streaks", "flaky", "commit_flakiness",
+      "regressions", "errors", "failures"]) {
+      this[name] = rowsOf(data[name]);
+    }
+    const names = new Map();
+    for (const { name } of this.checks) names.set(name, (names.get(name) || 0) + 1);
+    for (const check of this.checks) check.twin = names.get(check.name) > 1 ? this._twinOf(check) : "";
+    this.sessionsKnown = this.freshness.reduce((sum, row) => sum + row.test_sessions, 0);
+    this.errorById = new Map(this.errors.map((row) => [row.error_group_id, row]));
+    this.accountNames = new Map(this.freshness.map((row) => [row.account_id,
+      row.account_name ? this.texts[row.account_name]
+        : row.account_id ? this.texts[row.account_id] : "(no account yet)"]));
+    // The newest failure of each history says why it fails now: failures come newest first.
+    this.lastFailures = new Map();
+    for (const row of this.failures) {
+      const key = this._history(row);
+      if (!this.lastFailures.has(key)) this.lastFailures.set(key, row);
+    }
+  }
+
+  _nameOf(check) {
+    return this.texts[check.check_name] || this.texts[check.check_key];
+  }
+
+  // What tells a check from others of the same name.
+  _twinOf(check) {
+    const key = this.texts[check.check_key];
+    return /^[0-9a-f]{8}-/.test(key) ? key.slice(0, 8) : "without an id";
+  }
+
+  _history(row) {
+    return [row.check, row.branch_name, row.environment, row.run_location].join(" ");
+  }
+
+  // The failure that a streak ended with, if the page has it: another one would tell another reason.
+  lastFailureOf(streak) {
+    const failure = this.lastFailures.get(this._history(streak));
+    return failure && failure.started_at === streak.last_failed_at ? failure : null;
+  }
+}
+
+// What is to be seen: numbers of texts (null: all), the first day, perhaps one check.
+class Selection {
+  constructor(warehouse, { account = null, environment = null, branch = null, type = null, days, check = null }) {
+    Object.assign(this, { account, environment, branch, type, check });
+    this.from = Math.max(0, warehouse.days - days);
+    this.to = warehouse.days;
+    this.since = warehouse.secondsOf(this.from);
+    this.days = this.to - this.from;
+    this.hasCheck = warehouse.checks.map((row) =>
+      check !== null ? row.number === check
+        : (account === null || row.account_id === account) && (type === null || row.check_type === type));
+    this.warehouse = warehouse;
+  }
+
+  // Rows: those of a table that the filters leave. Columns that the table lacks do not filter.
+  of(rows) {
+    return rows.filter((row) =>
+      (row.check === undefined || this._matches(row.check, row.account_id))
+      && (row.check !== undefined || row.account_id === undefined || this.account === null
+        || row.account_id === this.account)
+      && (this.environment === null || row.environment === undefined || row.environment === this.environment)
+      && (this.branch === null || row.branch_name === undefined || row.branch_name === this.branch));
+  }
+
+  _matches(check) {
+    // A result outside of any execution has no check: it is seen where no check or type is asked for.
+    return check === -1 ? this.type === null && this.check === null && this.account === null : this.hasCheck[check];
+  }
+
+  // Adds up a table of counts: key of a row -> its sums. keyOf(i, columns) may give null for "not this one".
+  sums(columns, names, keyOf) {
+    const found = new Map();
+    const { check, account_id: account, branch_name: branch, environment, day } = columns;
+    const count = day ? day.length : 0;
+    for (let i = 0; i < count; i++) {
+      if (day[i] < this.from || day[i] >= this.to
+        || (this.branch !== null && branch[i] !== this.branch)
+        || (this.environment !== null && environment[i] !== this.environment)
+        || (check ? !this._matches(check[i]) : this.account !== null && account[i] !== this.account)) continue;
+      const key = keyOf(i, columns);
+      if (key === null) continue;
+      let sums = found.get(key);
+      if (!sums) found.set(key, (sums = Object.fromEntries(names.map((name) => [name, 0]))));
+      for (const name of names) sums[name] += columns[name][i];
+    }
+    return found;
+  }
+
+  daily(keyOf) {
+    const names = ["executions", "passed", "failed", "errored", "retry_flaky", "degraded", "retry_cost_ms",
+      "passed_duration_ms_sum", "passed_duration_n"];
+    const found = this.sums(this.warehouse.daily, names, keyOf);
+    for (const sums of found.values()) complete(sums);
+    return found;
+  }
+
+  total() {
+    return this.daily(() => 0).get(0) || complete({ executions: 0, passed: 0, failed: 0, errored: 0, retry_flaky: 0,
+      degraded: 0, retry_cost_ms: 0, passed_duration_ms_sum: 0, passed_duration_n: 0 });
+  }
+
+  flips(keyOf) {
+    return this.sums(this.warehouse.flips, ["comparable", "flips"], keyOf);
+  }
+
+  openStreaks() {
+    return this.of(this.warehouse.open_streaks).filter((row) => row.last_failed_at >= this.since);
+  }
+
+  fixedStreaks() {
+    return this.of(this.warehouse.fixed_streaks).filter((row) => row.recovered_at >= this.since);
+  }
+
+  failures() {
+    return this.of(this.warehouse.failures).filter((row) => row.started_at >= this.since);
+  }
+
+  // The same days before these, if the page has them all.
+  before() {
+    if (this.from < this.days) return null;
+    const earlier = Object.create(this);
+    return Object.assign(earlier, { from: this.from - this.days, to: this.from });
+  }
+}
+
+function complete(sums) {
+  sums.decided = sums.passed + sums.failed;
+  sums.undecided = sums.executions - sums.decided;
+  sums.pass_rate = ratio(sums.passed, sums.decided);
+  sums.retry_flaky_rate = ratio(sums.retry_flaky, sums.decided);
+  return sums;
+}
+
+// The lower end of the 99 % interval of a rate (Wilson): orders rates so that 1 of 1 does not stand above 40 of 100.
+function lowerBound(hits, n) {
+  if (!n) return null;
+  const z = 2.576, p = hits / n, zz = (z * z) / n;
+  return (p + zz / 2 - z * Math.sqrt((p * (1 - p)) / n + zz / (4 * n))) / (1 + zz);
+}
