@@ -107,6 +107,7 @@ class Page {
     drawCharts();
     announce(check ? "" : `${number(page.selection.total().executions)} executions`);
     this._scroll(check, focus);
+    document.documentElement.dataset.drawn ??= String(Math.round(performance.now()));
     document.documentElement.dataset.ready = "true";
   }
 
