@@ -31,8 +31,9 @@ from etl.pipeline import Etl
 from etl.simulator import Simulator, World
 from etl.tables import metadata
 from tests.brokers import amqp_queue, amqp_url, redis_queue, redis_url
+from tests.browser import chromium, open_page
 
-__all__ = ["amqp_queue", "amqp_url", "redis_queue", "redis_url"]  # fixtures
+__all__ = ["amqp_queue", "amqp_url", "chromium", "open_page", "redis_queue", "redis_url"]  # fixtures
 
 NOW = datetime(2026, 11, 15, 12, tzinfo=UTC)  # the fixed clock of the simulated worlds
 ACCOUNT = "33333333-3333-4333-8333-333333333333"

@@ -22,7 +22,14 @@ from tests.conftest import Program, rows
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dbt/*.md")])
 # Names of variables that are no settings: only tests read them.
-TEST_VARIABLES = {"CHECKLY_ETL_TEST_DBT", "CHECKLY_ETL_TEST_REAL", "CHECKLY_ETL_TORTURE", "CHECKLY_ETL_HISTORIES"}
+TEST_VARIABLES = {
+    "CHECKLY_ETL_HISTORIES",
+    "CHECKLY_ETL_SCREENSHOTS",
+    "CHECKLY_ETL_TEST_BROWSER",
+    "CHECKLY_ETL_TEST_DBT",
+    "CHECKLY_ETL_TEST_REAL",
+    "CHECKLY_ETL_TORTURE",
+}
 FILE_ENDINGS = (".py", ".md", ".db", ".sql", ".txt", ".yaml", ".json")
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
