@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 
@@ -35,7 +35,10 @@ def text() -> str:
     for table in ours:
         parts += _table(table)
     parts.append("## Views\n\n")
-    parts += _views()
+    parts += _views(schema.public_views())
+    parts.append("## Views of the report\n\n`checkly-etl report` reads these beside the ones above. They are no ")
+    parts.append("contract: a release may change them.\n\n")
+    parts += _views({name: source for name, source in schema.view_texts().items() if name.startswith("v_report_")})
     parts.append("## Tables of operation\n\nThe exporter's own; only `etl_queue`, `etl_runs`, `etl_accounts`, ")
     parts.append("`etl_payloads` and `etl_drift` are for others to read.\n\n")
     for table in sorted(operation, key=lambda table: table.name):
@@ -64,17 +67,14 @@ def _table(table: Table) -> Iterator[str]:
     yield "\n"
 
 
-def _views() -> Iterator[str]:
+def _views(sources: Mapping[str, str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite:///{folder}/warehouse.db", create=True)
         schema.migrate(database)
         with database.reading() as connection:
-            columns = {
-                name: [column["name"] for column in inspect(connection).get_columns(name)]
-                for name in schema.public_views()
-            }
+            columns = {name: [column["name"] for column in inspect(connection).get_columns(name)] for name in sources}
         database.close()
-    for name, source in schema.public_views().items():
+    for name, source in sources.items():
         lines = takewhile(lambda line: line.startswith("--"), source.splitlines())
         comment = " ".join(line.removeprefix("--").strip() for line in lines)
         listed = ", ".join(f"`{column}`" for column in columns[name])

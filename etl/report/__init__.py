@@ -49,6 +49,9 @@ def make(
     none: all. `hide` takes secrets out of a text. Raises ConfigError for a `since` that is still to come, and for an
     account that the warehouse does not know.
     """
+    if connection.dialect.name == "postgresql":
+        # One snapshot for all queries, so that the numbers agree with each other.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     data = read(connection, since=since, accounts=accounts, hide=hide)
     facts = {"version": version, "loss_warning_hours": loss_warning_hours}
     return Report(html({**data.columns, **facts}), data.days, data.test_sessions, data.executions)

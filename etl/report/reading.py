@@ -146,10 +146,7 @@ class Data:
 
 
 def read(connection: Connection, *, since: datetime, accounts: Collection[str], hide: Callable[[str], str]) -> Data:
-    """See `report.make`."""
-    if connection.dialect.name == "postgresql":
-        # One snapshot for all queries, so that the numbers agree with each other.
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    """See `report.make`. The numbers agree with each other if the transaction sees one snapshot."""
     moment = now(connection)
     if since > moment:
         raise ConfigError(f"--since {since:%Y-%m-%d %H:%M} UTC is still to come: there is nothing to report")
@@ -197,7 +194,8 @@ def read(connection: Connection, *, since: datetime, accounts: Collection[str], 
     failures, per_check = _newest_failures(source.rows("failures"))
     columns["failures_of_a_check"] = per_check
     columns["failures"] = page.columns([_without(row, _ONLY_HERE) for row in failures])
-    columns["failures"]["errors"] = _errors_of(failures, source.rows("failure_errors"), shown, page)
+    if failures:
+        columns["failures"]["errors"] = _errors_of(failures, source.rows("failure_errors"), shown, page)
     columns["checks"] = page.checks(source.rows("checks"))
     columns["texts"] = page.texts
     return Data(columns, columns["days"], sum(row["test_sessions"] for row in freshness), executions)
