@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Connection, text
 
-from etl import report
 from etl.database import Database, now
 from etl.report import reading
+from etl.report.page import html as page_of
 from etl.tables import etl_accounts, etl_queue
 from tests.conftest import ACCOUNT, KEY, Program, rows
 from tests.histories import HISTORIES, TODAY, History, Row, id_
@@ -101,9 +101,9 @@ def summed(found: Iterable[Row], key: Iterable[str], names: Iterable[str]) -> Co
     return Counter((*values, *(round(one) for one in sum_)) for values, sum_ in sums.items())
 
 
-def read(connection: Connection, days: int = DAYS, **options: Any) -> dict[str, Any]:
-    since = now(connection) - timedelta(days=days)
-    return reading.read(connection, since=since, **{"accounts": [], "hide": str} | options).columns
+def read(connection: Connection) -> dict[str, Any]:
+    since = now(connection) - timedelta(days=DAYS)
+    return reading.read(connection, since=since, accounts=[], hide=str).columns
 
 
 # --- what the page holds ------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_the_page_holds_what_the_views_say(database: Database, history: History)
         for row in decided
         if row["previous_status"] is not None
     ]
-    names = ("comparable", "flips")
+    names: tuple[str, ...] = ("comparable", "flips")
     assert summed(decoded(columns, "flips"), ("day", *place), names) == summed(flips, ("day", *place), names)
 
     sessions = [
@@ -163,7 +163,7 @@ def test_the_page_holds_what_the_views_say(database: Database, history: History)
         for row in views["v_test_session_summary"]
         if in_window(row["started_at"])
     ]
-    key = ("day", "account_id", "branch_name", "environment", "verdict")
+    key: tuple[str, ...] = ("day", "account_id", "branch_name", "environment", "verdict")
     assert summed(decoded(columns, "sessions"), key, ["test_sessions"]) == summed(sessions, key, ["test_sessions"])
 
     streaks = views["v_failure_streaks"]
@@ -237,7 +237,6 @@ def test_the_views_of_the_report_add_up_to_those_of_the_contract(database: Datab
     day = today(database)
     with holding(database, history.moved((day - TODAY).days)) as connection:
         flaky = select(connection, "v_flaky_checks")
-        commits = select(connection, "v_commit_flakiness")
         decided = select(connection, "v_execution_history")
         found = {
             name: [dict(row) for row in connection.execute(text(f"SELECT * FROM v_report_{name}")).mappings()]
@@ -274,7 +273,6 @@ def test_the_views_of_the_report_add_up_to_those_of_the_contract(database: Datab
         for place in {where[:3] for where in places}
     }
     assert by_environment == expected
-    assert commits is not None
 
     assert sum(int(row["occurrences"]) for row in found["error_daily"]) == sum(row["occurrences"] for row in impact)
     assert sum(int(row["test_sessions"]) for row in found["session_daily"]) == len(sessions)
@@ -400,7 +398,7 @@ def test_the_policy_lets_the_page_run_its_own_two_scripts_and_load_nothing(progr
 
 def test_the_same_content_is_the_same_page_and_no_content_leaves_its_place() -> None:
     hostile = {"texts": ["</script><script>alert(1)</script>", "{{SCRIPT}}", "\ud800", "\\1"]}
-    first, second = (report.html(hostile) for _ in range(2))
+    first, second = (page_of(hostile) for _ in range(2))
     assert first == second
     assert first.count("</script>") == 3
     assert content(first)["texts"] == ["</script><script>alert(1)</script>", "{{SCRIPT}}", "?", "\\1"]
