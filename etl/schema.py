@@ -189,6 +189,10 @@ def check_current(connection: Connection) -> None:
             f"the warehouse's schema ({revision}) is newer than this program's ({HEAD}); "
             "install the newer checkly-etl that migrated it: pip install --upgrade checkly-etl"
         )
+    if revision == HEAD:
+        raise SchemaNotCurrent(
+            "the warehouse's views are another release's; bring them up to date with: checkly-etl migrate"
+        )
     raise SchemaNotCurrent(
         f"the warehouse's schema ({revision}) is not this program's ({HEAD}); bring it up to date with: "
         "checkly-etl migrate"

@@ -46,7 +46,7 @@ BRANCHES_OF_MANY = 20  # where there are too many rows, the branches beside thes
 QUERIES = {
     "freshness": """
         SELECT f.account_id, c.account_name, f.last_success_at, f.newest_started_at, c.oldest_started_at, f.due,
-               f.scheduled, f.leased, f.dead, f.oldest_due_at, f.hours_until_loss, c.test_sessions, c.unexported,
+               f.scheduled, f.leased, f.dead, f.hours_until_loss, c.test_sessions, c.unexported,
                c.coverage
         FROM v_freshness f
         JOIN v_report_coverage c
@@ -54,7 +54,7 @@ QUERIES = {
         WHERE {of}
         ORDER BY c.account_name, f.account_id""",
     "dead": """
-        SELECT f.test_session_id, f.account_id, f.error_kind, f.last_error, f.last_error_at, f.session_created_at
+        SELECT f.test_session_id, f.account_id, f.error_kind, f.last_error, f.last_error_at
         FROM v_report_dead_letters f
         WHERE {of}
         ORDER BY f.last_error_at DESC, f.test_session_id""",
@@ -66,7 +66,7 @@ QUERIES = {
     "daily": """
         SELECT f.day, f.account_id, f.check_key, f.branch_name, f.environment,
                SUM(f.executions) AS executions, SUM(f.passed) AS passed, SUM(f.failed) AS failed,
-               SUM(f.errored) AS errored, SUM(f.retry_flaky) AS retry_flaky, SUM(f.degraded) AS degraded,
+               SUM(f.errored) AS errored, SUM(f.retry_flaky) AS retry_flaky,
                SUM(f.retry_cost_ms) AS retry_cost_ms, SUM(f.passed_duration_ms_sum) AS passed_duration_ms_sum,
                SUM(f.passed_duration_n) AS passed_duration_n
         FROM v_check_daily f
@@ -103,9 +103,8 @@ QUERIES = {
         WHERE {of}
         ORDER BY f.account_id, f.check_key, f.environment, f.run_location""",
     "errors": """
-        SELECT f.error_group_id, f.account_id, f.cleaned_error_message, f.occurrences, f.test_sessions, f.checks,
-               f.branches, f.environments, f.first_observed_at, f.last_observed_at, f.first_seen, f.last_seen,
-               f.occurrences_7d, f.is_new, f.is_regression
+        SELECT f.error_group_id, f.account_id, f.cleaned_error_message, f.occurrences, f.test_sessions,
+               f.first_observed_at, f.last_observed_at, f.first_seen, f.last_seen, f.is_new, f.is_regression
         FROM v_error_group_impact f
         WHERE f.last_observed_at >= {moment} AND {of}
         ORDER BY f.occurrences DESC, f.error_group_id""",

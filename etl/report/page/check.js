@@ -10,7 +10,7 @@ function checkSection(page, check) {
   const commits = selection.of(page.filters.environment === null ? warehouse.flaky : warehouse.commit_flakiness)[0] || { commit_flaky: 0, commits: 0 };
   const days = Array.from({ length: selection.days }, (_, i) => selection.from + i);
   const seconds = days.map(warehouse.secondsOf);
-  const daily = selection.daily((i, columns) => columns.day[i]);
+  const daily = selection.daily((i, columns) => columns.day[i], ["passed_duration_ms_sum", "passed_duration_n"]);
   const of = (name) => days.map((day) => (daily.has(day) ? daily.get(day)[name] : 0));
   const lasted = days.map((day) => (daily.has(day) ? ratio(daily.get(day).passed_duration_ms_sum, daily.get(day).passed_duration_n) : null));
   const open = selection.openStreaks();
@@ -33,7 +33,7 @@ function checkSection(page, check) {
     tiles(
       tile("pass_rate", "Pass rate", total.pass_rate, percent(total.pass_rate), `${number(total.passed)} of ${number(total.decided)} decided`),
       tile("executions", "Executions", total.executions, number(total.executions), `${number(total.undecided)} undecided`),
-      tile("retry_flaky_rate", "Passed on a retry", total.retry_flaky_rate, percent(total.retry_flaky_rate), `${number(total.retry_flaky)} of ${number(total.decided)} decided`),
+      tile("retry_flaky_rate", "Passed on a retry", ratio(total.retry_flaky, total.decided), percent(ratio(total.retry_flaky, total.decided)), `${number(total.retry_flaky)} of ${number(total.decided)} decided`),
       tile("commit_flaky_rate", "Flaky on a commit", ratio(commits.commit_flaky, commits.commits), percent(ratio(commits.commit_flaky, commits.commits)),
         `${number(commits.commit_flaky)} of ${plural(commits.commits, "commit")}, 30 days${page.filters.branch === null ? "" : ", all branches"}`),
       tile("flip_rate", "Flipped", ratio(flip.flips, flip.comparable), percent(ratio(flip.flips, flip.comparable)), `${number(flip.flips)} of ${number(flip.comparable)} comparable`),

@@ -72,6 +72,7 @@ class Selection {
       check !== null ? row.number === check
         : (account === null || row.account_id === account) && (type === null || row.check_type === type));
     this.warehouse = warehouse;
+    this._numbers = new Map();
   }
 
   // Rows: those of a table that the filters leave. Columns that the table lacks do not filter.
@@ -89,36 +90,48 @@ class Selection {
     return check === -1 ? this.type === null && this.check === null && this.account === null : this.hasCheck[check];
   }
 
+  // The numbers of the rows of a table of days that the filters leave. Sections ask again and again: found once.
+  _numbersIn(columns) {
+    if (!this._numbers.has(columns)) {
+      const { check, account_id: account, branch_name: branch, environment, day = [] } = columns;
+      const found = [];
+      for (let i = 0; i < day.length; i++) {
+        if (day[i] < this.from || day[i] >= this.to
+          || (this.branch !== null && branch[i] !== this.branch)
+          || (this.environment !== null && environment[i] !== this.environment)
+          || (check ? !this._matches(check[i]) : this.account !== null && account[i] !== this.account)) continue;
+        found.push(i);
+      }
+      this._numbers.set(columns, found);
+    }
+    return this._numbers.get(columns);
+  }
+
   // Adds up a table of counts: key of a row -> its sums. keyOf(i, columns) may give null for "not this one".
   sums(columns, names, keyOf) {
     const found = new Map();
-    const { check, account_id: account, branch_name: branch, environment, day } = columns;
-    const count = day ? day.length : 0;
-    for (let i = 0; i < count; i++) {
-      if (day[i] < this.from || day[i] >= this.to
-        || (this.branch !== null && branch[i] !== this.branch)
-        || (this.environment !== null && environment[i] !== this.environment)
-        || (check ? !this._matches(check[i]) : this.account !== null && account[i] !== this.account)) continue;
+    const added = names.map((name) => columns[name]);
+    for (const i of this._numbersIn(columns)) {
       const key = keyOf(i, columns);
       if (key === null) continue;
       let sums = found.get(key);
       if (!sums) found.set(key, (sums = Object.fromEntries(names.map((name) => [name, 0]))));
-      for (const name of names) sums[name] += columns[name][i];
+      for (let n = 0; n < names.length; n++) sums[names[n]] += added[n][i];
     }
     return found;
   }
 
-  daily(keyOf) {
-    const names = ["executions", "passed", "failed", "errored", "retry_flaky", "degraded", "retry_cost_ms",
-      "passed_duration_ms_sum", "passed_duration_n"];
-    const found = this.sums(this.warehouse.daily, names, keyOf);
+  // Executions by a key, with their rates; `more`: what else to add up.
+  daily(keyOf, more = []) {
+    const found = this.sums(this.warehouse.daily, ["executions", "passed", "failed", ...more], keyOf);
     for (const sums of found.values()) complete(sums);
     return found;
   }
 
   total() {
-    return this.daily(() => 0).get(0) || complete({ executions: 0, passed: 0, failed: 0, errored: 0, retry_flaky: 0,
-      degraded: 0, retry_cost_ms: 0, passed_duration_ms_sum: 0, passed_duration_n: 0 });
+    const more = ["errored", "retry_flaky", "retry_cost_ms", "passed_duration_ms_sum", "passed_duration_n"];
+    const nothing = Object.fromEntries(["executions", "passed", "failed", ...more].map((name) => [name, 0]));
+    return this.daily(() => 0, more).get(0) || complete(nothing);
   }
 
   flips(keyOf) {
@@ -141,7 +154,7 @@ class Selection {
   before() {
     if (this.from < this.days) return null;
     const earlier = Object.create(this);
-    return Object.assign(earlier, { from: this.from - this.days, to: this.from });
+    return Object.assign(earlier, { from: this.from - this.days, to: this.from, _numbers: new Map() });
   }
 }
 
@@ -149,7 +162,6 @@ function complete(sums) {
   sums.decided = sums.passed + sums.failed;
   sums.undecided = sums.executions - sums.decided;
   sums.pass_rate = ratio(sums.passed, sums.decided);
-  sums.retry_flaky_rate = ratio(sums.retry_flaky, sums.decided);
   return sums;
 }
 

@@ -165,6 +165,7 @@ class Page {
     const nav = document.getElementById("contents");
     nav.replaceChildren(h("ul", {}, SECTIONS.map(({ id, label }) =>
       h("li", {}, h("a", { href: write({ ...this.state, check: undefined, section: id }), onclick: () => this._again(id) }, label)))));
+    document.getElementById("filters").hidden = !this.warehouse.sessionsKnown;
     nav.hidden = !this.warehouse.sessionsKnown || !this.warehouse.checks.length;
   }
 

@@ -155,7 +155,7 @@ function verdicts(page) {
       tile("executions", "Executions", total.executions, number(total.executions), `${number(total.undecided)} undecided`),
       tile("failed", "Failed", total.failed, number(total.failed), `${number(total.errored)} of them because the run broke`),
       tile("failing_now", "Failing now", open.length, number(open.length), "a check, branch, environment and location each"),
-      tile("retry_flaky", "Passed on a retry", total.retry_flaky, number(total.retry_flaky), `${percent(total.retry_flaky_rate)} of decided`),
+      tile("retry_flaky", "Passed on a retry", total.retry_flaky, number(total.retry_flaky), `${percent(ratio(total.retry_flaky, total.decided))} of decided`),
       tile("retry_cost_ms", "Spent on retries", total.retry_cost_ms, duration(total.retry_cost_ms), "run time of attempts that failed"),
       selection.type === null && selection.check === null
         ? tile("test_sessions", "Test sessions", all, number(all), all ? `${number(failed)} with a failure` : null) : null),
@@ -236,7 +236,7 @@ function flakyMeanings(page) {
   const rowsOfSums = (sums) => [...sums].map(([check, row]) => ({ check, ...row }));
   const commits = selection.environment === null ? warehouse.flaky : warehouse.commit_flakiness;
   return {
-    retry: { rows: rowsOfSums(selection.daily(byCheck)) },
+    retry: { rows: rowsOfSums(selection.daily(byCheck, ["retry_flaky"])) },
     commit: { rows: selection.of(commits) },
     flip: { rows: rowsOfSums(selection.flips(byCheck)) },
   };
