@@ -383,6 +383,9 @@ def test_the_demo_fills_a_warehouse_and_says_what_is_in_it(tmp_path: Path) -> No
     demo = Database(f"sqlite:///{tmp_path}/demo/warehouse.db")
     assert scalar(demo, "SELECT count(*) FROM test_sessions") > 1000
     demo.close()
+    page = tmp_path / "demo" / "report.html"
+    assert page.as_uri() in done.stdout
+    assert page.stat().st_size > 150_000
 
 
 def test_a_quiet_sync_that_went_well_says_nothing_at_all(program: Program) -> None:

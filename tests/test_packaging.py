@@ -79,6 +79,8 @@ def test_the_wheel_holds_the_views_the_triggers_and_the_migrations_inside_the_pa
             assert f"etl/{kind}/{file.name}" in names
     for migration in (ROOT / "migrations" / "versions").glob("*.py"):
         assert f"etl/migrations/versions/{migration.name}" in names
+    for file in [*(ROOT / "etl" / "report" / "page").iterdir(), *(ROOT / "etl" / "report" / "uplot").iterdir()]:
+        assert file.relative_to(ROOT).as_posix() in names
     assert {"etl/migrations/env.py", "etl/migrations/script.py.mako"} <= names
     for module in (ROOT / "etl").rglob("*.py"):
         assert module.relative_to(ROOT).as_posix() in names
@@ -99,6 +101,8 @@ def test_the_wheel_makes_a_warehouse_without_the_checkout(installed: Installed) 
     assert (installed.home / "warehouse.db").is_file()
     assert "already current" in installed("migrate").stdout
     assert "test sessions  0" in installed("status").stdout
+    assert "report.html" in installed("report").stdout
+    assert "uPlot" in (installed.home / "report.html").read_text(encoding="utf-8")
 
 
 def test_help_is_told_without_the_heavy_libraries(installed: Installed) -> None:
