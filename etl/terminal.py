@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -30,7 +31,9 @@ class Redactor:
         """Hide these from now on. Very short ones would hide ordinary words, and are left alone."""
         known = {s for s in secrets if len(s) >= 4}
         in_json = {json.dumps(s, ensure_ascii=is_ascii)[1:-1] for s in known for is_ascii in (True, False)}
-        written = in_json | {form for s in known for form in (quote(s, safe=""), repr(s)[1:-1])}
+        in_urls = {quoted for s in known for quoted in (quote(s, safe=""), quote(s))}
+        in_urls |= {re.sub("%..", lambda found: found[0].lower(), quoted) for quoted in in_urls}
+        written = in_json | in_urls | {form for s in known for form in (repr(s)[1:-1], escape(s))}
         self._secrets = sorted({*self._secrets, *known, *written}, key=len, reverse=True)
 
     def hide(self, text: str) -> str:

@@ -301,13 +301,19 @@ def _report(arguments: Arguments) -> int:
             )
         )
     if is_piped:
-        sys.stdout.buffer.write(made.html.encode())
+        try:
+            sys.stdout.buffer.write(made.html.encode())
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"the report cannot be written to stdout: {error.strerror}") from None
         return EXIT_OK
     path = report.write(made, arguments.output)
-    size = path.stat().st_size
+    size = len(made.html.encode())
     counts = {"days": made.days, "test_sessions": made.test_sessions, "executions": made.executions}
     lines = [f"{arguments.output}: {made.executions:,} executions of {made.days} days, {size / 1e6:.2f} MB"]
-    if not made.test_sessions:
+    if made.is_empty:
         lines.append("nothing is exported yet; the page says what to do next")
     problems = []
     if arguments.open and not webbrowser.open(path.as_uri()):

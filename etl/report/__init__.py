@@ -5,8 +5,8 @@
     page/     the document's style and scripts; they filter, add up and draw in the browser
     uplot/    the chart library, as its package ships it (decisions/0013)
 
-No number is made here: the rows are those of the views, and the page adds up counts of them. It opens from a disk,
-from a mail's attachment, from a CI system's artifacts.
+What is counted is said by the views alone. The page adds up their counts, and orders and summarizes what a filter
+leaves of them. It opens from a disk, from a mail's attachment, from a CI system's artifacts.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Report:
 
     html: str
     days: int
-    test_sessions: int  # of the accounts shown, whenever they ran
-    executions: int  # in the days shown
+    is_empty: bool  # nothing was ever exported
+    test_sessions: int  # in the days shown, as executions
+    executions: int
 
 
 def make(
@@ -54,19 +55,22 @@ def make(
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     data = read(connection, since=since, accounts=accounts, hide=hide)
     facts = {"version": version, "loss_warning_hours": loss_warning_hours}
-    return Report(html({**data.columns, **facts}), data.days, data.test_sessions, data.executions)
+    page = html({**data.columns, **facts})
+    return Report(page, data.days, data.is_empty, data.test_sessions, data.executions)
 
 
 def write(report: Report, path: Path) -> Path:
     """Put the page there, as a whole or not at all; returns the absolute path. Raises ConfigError if that fails."""
-    path = path.resolve() if path.is_file() else path.absolute()
     try:
+        path = path.resolve() if path.is_file() else path.absolute()
         if path.exists() and not path.is_file():  # a pipe, a device; a folder fails
             path.write_text(report.html, encoding="utf-8", newline="\n")
             return path
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             beside.write_text(report.html, encoding="utf-8", newline="\n")
+            if path.exists():
+                beside.chmod(path.stat().st_mode)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ What a large warehouse holds of one kind is cut to what a page can carry (`CUTS`
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ CUTS = {
     "daily": 200_000,
 }
 FAILURES_OF_A_CHECK = (10, 5, 3, 2, 1)  # as many as fit into CUTS["failures"]
+LONGEST_EMPTY = 366  # days: a page that is to show more of them begins with the oldest that has something
 LONGEST_TEXT = 2_000  # characters of a message; the warehouse has it whole
 BRANCHES_OF_MANY = 20  # where there are too many rows, the branches beside these go into one
 
@@ -46,8 +48,8 @@ BRANCHES_OF_MANY = 20  # where there are too many rows, the branches beside thes
 QUERIES = {
     "freshness": """
         SELECT f.account_id, c.account_name, f.last_success_at, f.newest_started_at, c.oldest_started_at, f.due,
-               f.scheduled, f.leased, f.dead, f.hours_until_loss, c.test_sessions, c.unexported,
-               c.coverage
+               f.scheduled, f.leased, f.dead, f.oldest_due_at, f.hours_until_loss, c.test_sessions, c.unexported,
+               c.coverage, c.failed_runs
         FROM v_freshness f
         JOIN v_report_coverage c
             ON COALESCE(CAST(c.account_id AS text), '') = COALESCE(CAST(f.account_id AS text), '')
@@ -106,7 +108,7 @@ QUERIES = {
         SELECT f.error_group_id, f.account_id, f.cleaned_error_message, f.occurrences, f.test_sessions,
                f.first_observed_at, f.last_observed_at, f.first_seen, f.last_seen, f.is_new, f.is_regression
         FROM v_error_group_impact f
-        WHERE f.last_observed_at >= {moment} AND {of}
+        WHERE f.last_observed_at >= {moment}
         ORDER BY f.occurrences DESC, f.error_group_id""",
     "error_daily": """
         SELECT f.day, f.error_group_id, f.account_id, f.check_key, f.branch_name, f.environment, f.occurrences
@@ -136,10 +138,11 @@ QUERIES = {
 
 @dataclass(frozen=True)
 class Data:
-    """`columns`: for the page, ready for JSON. The rest: totals, for a message."""
+    """`columns`: for the page, ready for JSON. The rest: totals of the days shown, for a message."""
 
     columns: dict[str, Any]
     days: int
+    is_empty: bool  # nothing was ever exported
     test_sessions: int
     executions: int
 
@@ -152,13 +155,17 @@ def read(connection: Connection, *, since: datetime, accounts: Collection[str], 
     first_day = _first_whole_day(since, moment)
     source = _Source(connection, first_day)
     freshness = source.rows("freshness")
+    oldest = min((_day(row["oldest_started_at"]) for row in freshness if row["oldest_started_at"]), default=first_day)
+    if (moment.date() - first_day).days > LONGEST_EMPTY:
+        first_day = max(first_day, min(oldest, moment.date()))
+        source = _Source(connection, first_day)
     if accounts:
         source.restrict_to(_ids_of(accounts, freshness))
         freshness = source.rows("freshness")
     page = _Coder(first_day, hide)
 
     columns: dict[str, Any] = {
-        "written_at": round(moment.timestamp()),
+        "written_at": math.floor(moment.timestamp()),
         "first_day": first_day.isoformat(),
         "days": (moment.date() - first_day).days + 1,
         "left_out": {},
@@ -173,7 +180,6 @@ def read(connection: Connection, *, since: datetime, accounts: Collection[str], 
     columns["freshness"] = page.columns(freshness)
     columns["dead"] = page.columns(keep("dead", source.rows("dead")))
     daily = source.rows("daily")
-    executions = sum(int(row["executions"]) for row in daily)
     if len(daily) > CUTS["daily"]:
         page.fold_branches(daily)
         columns["left_out"]["branches"] = len(page.folded)
@@ -185,11 +191,16 @@ def read(connection: Connection, *, since: datetime, accounts: Collection[str], 
     columns["fixed_streaks"] = page.columns(keep("fixed_streaks", [s for s in streaks if s["recovered_at"]]))
     for name in ("flaky", "commit_flakiness", "regressions"):
         columns[name] = page.columns(source.rows(name))
-    errors = keep("errors", source.rows("errors"))
-    shown = {str(row["error_group_id"]) for row in errors}
+    seen = source.rows("error_daily")
+    # A group belongs to the account that it was first seen in, and is seen in others, too.
+    here = {row["error_group_id"] for row in seen}
+    errors = keep("errors", [row for row in source.rows("errors") if row["error_group_id"] in here])
+    shown = {row["error_group_id"] for row in errors}
     columns["errors"] = page.columns(errors)
-    seen = [row for row in source.rows("error_daily") if str(row["error_group_id"]) in shown]
-    columns["error_daily"] = page.columns(page.folded_sums(seen))
+    seen = page.folded_sums([row for row in seen if row["error_group_id"] in shown])
+    columns["error_daily"] = page.columns(seen)
+    if seen:  # where there is no check, only this tells the account
+        columns["error_daily"]["account_id"] = [page.text(row["account_id"]) for row in seen]
     failures, per_check = _newest_failures(source.rows("failures"))
     columns["failures_of_a_check"] = per_check
     columns["failures"] = page.columns([_without(row, _ONLY_HERE) for row in failures])
@@ -197,7 +208,14 @@ def read(connection: Connection, *, since: datetime, accounts: Collection[str], 
         columns["failures"]["errors"] = _errors_of(failures, source.rows("failure_errors"), shown, page)
     columns["checks"] = page.checks(source.rows("checks"))
     columns["texts"] = page.texts
-    return Data(columns, columns["days"], sum(row["test_sessions"] for row in freshness), executions)
+    days = columns["days"]
+    return Data(
+        columns,
+        days,
+        is_empty=not any(row["test_sessions"] for row in freshness),
+        test_sessions=_total(columns["sessions"], "test_sessions", days),
+        executions=_total(columns["daily"], "executions", days),
+    )
 
 
 def _first_whole_day(since: datetime, moment: datetime) -> date:
@@ -210,11 +228,13 @@ def _first_whole_day(since: datetime, moment: datetime) -> date:
 def _ids_of(accounts: Iterable[str], known: Sequence[Row]) -> list[UUID]:
     found: list[UUID] = []
     problems = []
-    for account in accounts:
+    for account in map(str.strip, accounts):
         matching = [
             UUID(str(row["account_id"]))
             for row in known
-            if row["account_id"] and account.lower() in (str(row["account_id"]), (row["account_name"] or "").lower())
+            if row["account_id"]
+            and account
+            and account.lower() in (str(row["account_id"]), (row["account_name"] or "").lower())
         ]
         found += matching
         if not matching:
@@ -304,8 +324,9 @@ class _Coder:
                     sums[key][name] += value
         return list(sums.values())
 
-    def error_group(self, id_: object) -> int:
-        return self._number(str(id_))
+    def text(self, value: object) -> int:
+        """The place of a text or an id in `texts`."""
+        return 0 if value is None else self._number(str(value))
 
     def _check(self, account: object, key: str | None) -> int:
         if key is None:
@@ -315,10 +336,10 @@ class _Coder:
     def _value(self, name: str, value: Any) -> Any:
         if name == "day":
             return (_day(value) - self.first_day).days
-        if value is None:
-            return None if name.endswith("_at") or name in _NUMBERS else 0
         if name == "branch_name" and value in self.folded:
             value = f"({len(self.folded)} other branches)"
+        if value is None:
+            return None if name.endswith("_at") or name in _NUMBERS else 0
         if name.endswith("_at") or name in ("first_seen", "last_seen"):
             return _seconds(value)
         if isinstance(value, (bool, int)):
@@ -370,16 +391,18 @@ def _newest_failures(rows: Iterable[Row]) -> tuple[list[Row], int]:
 
 
 def _errors_of(
-    failures: Sequence[Row], links: Iterable[Row], shown: Collection[str], page: _Coder
+    failures: Sequence[Row], links: Iterable[Row], shown: Collection[Any], page: _Coder
 ) -> list[list[int]]:
-    """The error groups of each failure, as far as they are shown."""
+    """The error groups of each failure; 0 stands for those that the page does not carry."""
     groups: dict[tuple[Any, Any], list[int]] = {
         (row["test_session_id"], row["test_session_result_id"]): [] for row in failures
     }
     for link in links:
         key = (link["test_session_id"], link["test_session_result_id"])
-        if key in groups and str(link["error_group_id"]) in shown:
-            groups[key].append(page.error_group(link["error_group_id"]))
+        if key in groups:
+            number = page.text(link["error_group_id"] if link["error_group_id"] in shown else None)
+            if number not in groups[key]:
+                groups[key].append(number)
     return [groups[row["test_session_id"], row["test_session_result_id"]] for row in failures]
 
 
@@ -392,10 +415,17 @@ def _text(value: object) -> str | None:
 
 
 def _day(value: date | str) -> date:
-    return value if isinstance(value, date) else date.fromisoformat(value)
+    if isinstance(value, str):
+        return date.fromisoformat(value[:10])
+    return value.date() if isinstance(value, datetime) else value
+
+
+def _total(columns: Columns, name: str, days: int) -> int:
+    """Of the days shown: a clock that was ahead may have left rows of later ones."""
+    return sum(count for day, count in zip(columns.get("day", []), columns.get(name, []), strict=True) if day < days)
 
 
 def _seconds(value: datetime | str) -> int:
     if isinstance(value, str):
         value = datetime.fromisoformat(value).replace(tzinfo=UTC)
-    return round(value.timestamp())
+    return math.floor(value.timestamp())  # rounded, the end of a day would be in the next one

@@ -1,6 +1,7 @@
 -- One row an account that has settings, work or test sessions here: how much of what is known of it is exported.
 -- unexported: test sessions in the queue, dead letters included, of which there is no row yet. coverage: exported ones,
--- of those and the unexported; null where nothing is known. For the report, no contract.
+-- of those and the unexported; null where nothing is known. failed_runs: runs that failed since the account's last
+-- success. For the report, no contract.
 WITH accounts AS (
     SELECT account_id FROM etl_accounts
     UNION
@@ -27,7 +28,12 @@ SELECT
     COALESCE(u.unexported, 0) AS unexported,
     CAST(COALESCE(e.test_sessions, 0) AS double precision)
         / NULLIF(COALESCE(e.test_sessions, 0) + COALESCE(u.unexported, 0), 0) AS coverage,
-    e.oldest_started_at
+    e.oldest_started_at,
+    (
+        SELECT COUNT(*)
+        FROM etl_runs r
+        WHERE r.outcome = 'failed' AND (a.last_success_at IS NULL OR r.started_at > a.last_success_at)
+    ) AS failed_runs
 FROM accounts
 LEFT JOIN etl_accounts a ON a.account_id = accounts.account_id
 -- Nulls do not join: an id that is not assigned yet must still be counted.

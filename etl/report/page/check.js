@@ -26,10 +26,10 @@ function checkSection(page, check) {
     h("h2", { id: "check-title", tabindex: "-1" }, foreign(check.name)),
     h("p", { class: "muted facts" },
       badge(verdict === "FAILED" ? "fail" : verdict === "PASSED" ? "pass" : "undecided", verdict ? `last verdict ${verdict}` : "never decided"), " ",
-      [check.check_type ? text(check.check_type) : null, `first run ${moment(check.first_started_at)}`, `last run ${moment(check.last_started_at)}`,
-        warehouse.freshness.length > 1 ? `account ${warehouse.accountNames.get(check.account_id) ?? NO_DATA}` : null]
-        .filter(Boolean).join(" · "), " · key ", h("code", {}, foreign(text(check.check_key)))),
-    total.executions ? null : muted(`It did not run in ${lastDays(own)} under these filters.`),
+      [check.check_type ? foreign(text(check.check_type)) : null, `first run ${moment(check.first_started_at)}`, `last run ${moment(check.last_started_at)}`,
+        warehouse.freshness.length > 1 ? foreign(`account ${warehouse.accountNames.get(check.account_id) ?? NO_DATA}`) : null]
+        .filter(Boolean).flatMap((part, i) => [i ? " · " : "", part]), " · key ", h("code", {}, foreign(text(check.check_key)))),
+    total.executions ? null : muted(`It did not run ${inDays(own)} under these filters.`),
     tiles(
       tile("pass_rate", "Pass rate", total.pass_rate, percent(total.pass_rate), `${number(total.passed)} of ${number(total.decided)} decided`),
       tile("executions", "Executions", total.executions, number(total.executions), `${number(total.undecided)} undecided`),
@@ -59,7 +59,8 @@ function checkSection(page, check) {
       ],
     }),
     h("h3", {}, "Recent failures"),
-    muted(`The last ${number(warehouse.failures_of_a_check)} of the check, and the last one of each branch, environment and location, in ${lastDays(own)}.`),
+    muted(`${number(failures.length)} of its ${plural(total.failed, "failure")} ${inDays(own)}: the page carries the last ${
+      number(warehouse.failures_of_a_check)} of a check, and the last one of each branch, environment and location.`),
     table({
       id: "check-failures", caption: `Recent failures of ${check.name}`, rows: failures, empty: "It did not fail here.", keyOf: (row) => row.started_at,
       columns: [
@@ -80,7 +81,7 @@ function checkSection(page, check) {
         { name: "first", label: "First seen", of: (row) => row.first_seen ?? row.first_observed_at, first: "desc", cell: (row) => seenAt("first_seen", row.first_seen, row.first_observed_at) },
         { name: "last", label: "Last seen", of: (row) => row.last_seen ?? row.last_observed_at, first: "desc", cell: (row) => seenAt("last_seen", row.last_seen, row.last_observed_at) },
       ],
-    }),
+    }), leftOut(page, "errors", "error groups (of all checks)"),
     h("h3", {}, "Fixed"),
     table({
       id: "check-fixed", caption: `Streaks of failures of ${check.name} that ended`, rows: fixed, limit: 6, empty: "No streak of failures ended here.",

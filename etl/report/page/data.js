@@ -18,19 +18,17 @@ class Warehouse {
     Object.assign(this, data);
     const start = Date.parse(`${data.first_day}T00:00:00Z`) / 1000;
     this.secondsOf = (day) => start + day * DAY;
-    this.checks = rowsOf(data.checks).map((row, number) => ({ number, ...row, name: this._nameOf(row) }));
     for (const name of ["freshness", "dead", "open_streaks", "fixed_streaks", "flaky", "commit_flakiness",
       "regressions", "errors", "failures"]) {
       this[name] = rowsOf(data[name]);
     }
-    const names = new Map();
-    for (const { name } of this.checks) names.set(name, (names.get(name) || 0) + 1);
-    for (const check of this.checks) check.twin = names.get(check.name) > 1 ? this._twinOf(check) : "";
     this.sessionsKnown = this.freshness.reduce((sum, row) => sum + row.test_sessions, 0);
     this.errorById = new Map(this.errors.map((row) => [row.error_group_id, row]));
     this.accountNames = new Map(this.freshness.map((row) => [row.account_id,
-      row.account_name ? this.texts[row.account_name]
-        : row.account_id ? this.texts[row.account_id] : "(no account yet)"]));
+      this.texts[row.account_name] || this.texts[row.account_id] || "(no account yet)"]));
+    this.checks = rowsOf(data.checks).map((row, number) => ({ number, ...row, name: this._nameOf(row) }));
+    this._tellTwinsApart();
+    this.hasData = [data.daily, data.sessions, data.error_daily].some(({ day = [] }) => day.some((one) => one < this.days));
     // The newest failure of each history says why it fails now: failures come newest first.
     this.lastFailures = new Map();
     for (const row of this.failures) {
@@ -43,10 +41,25 @@ class Warehouse {
     return this.texts[check.check_name] || this.texts[check.check_key];
   }
 
-  // What tells a check from others of the same name.
-  _twinOf(check) {
-    const key = this.texts[check.check_key];
-    return /^[0-9a-f]{8}-/.test(key) ? key.slice(0, 8) : "without an id";
+  // What stands behind the name of a check that has it in common with others: their ids, types, projects or accounts,
+  // whatever differs.
+  _tellTwinsApart() {
+    const twins = new Map();
+    for (const check of this.checks) twins.set(check.name, [...(twins.get(check.name) || []), check]);
+    const ways = [
+      (check) => (/^[0-9a-f]{8}-/.test(this.texts[check.check_key]) ? this.texts[check.check_key].slice(0, 8) : "without an id"),
+      (check) => this.texts[check.check_type] || "no type",
+      (check) => this.accountNames.get(check.account_id) ?? NO_DATA,
+      (check) => clip(this.texts[check.check_key], 40),
+    ];
+    for (const same of twins.values()) {
+      for (const check of same) check.twin = "";
+      if (same.length === 1) continue;
+      const differ = (labels) => new Set(labels).size === same.length;
+      const used = ways.filter((way) => new Set(same.map(way)).size > 1);
+      const one = used.find((way) => differ(same.map(way)));
+      for (const check of same) check.twin = one ? one(check) : used.map((way) => way(check)).join(", ");
+    }
   }
 
   _history(row) {
@@ -67,6 +80,7 @@ class Selection {
     this.from = Math.max(0, warehouse.days - days);
     this.to = warehouse.days;
     this.since = warehouse.secondsOf(this.from);
+    this.until = warehouse.secondsOf(this.to);
     this.days = this.to - this.from;
     this.hasCheck = warehouse.checks.map((row) =>
       check !== null ? row.number === check
@@ -85,9 +99,14 @@ class Selection {
       && (this.branch === null || row.branch_name === undefined || row.branch_name === this.branch));
   }
 
-  _matches(check) {
+  _matches(check, account) {
     // A result outside of any execution has no check: it is seen where no check or type is asked for.
-    return check === -1 ? this.type === null && this.check === null && this.account === null : this.hasCheck[check];
+    return check === -1 ? this.type === null && this.check === null && (this.account === null || account === this.account)
+      : this.hasCheck[check];
+  }
+
+  _isIn(seconds) {
+    return seconds >= this.since && seconds < this.until;
   }
 
   // The numbers of the rows of a table of days that the filters leave. Sections ask again and again: found once.
@@ -99,7 +118,7 @@ class Selection {
         if (day[i] < this.from || day[i] >= this.to
           || (this.branch !== null && branch[i] !== this.branch)
           || (this.environment !== null && environment[i] !== this.environment)
-          || (check ? !this._matches(check[i]) : this.account !== null && account[i] !== this.account)) continue;
+          || (check ? !this._matches(check[i], account && account[i]) : this.account !== null && account[i] !== this.account)) continue;
         found.push(i);
       }
       this._numbers.set(columns, found);
@@ -139,20 +158,20 @@ class Selection {
   }
 
   openStreaks() {
-    return this.of(this.warehouse.open_streaks).filter((row) => row.last_failed_at >= this.since);
+    return this.of(this.warehouse.open_streaks).filter((row) => this._isIn(row.last_failed_at));
   }
 
   fixedStreaks() {
-    return this.of(this.warehouse.fixed_streaks).filter((row) => row.recovered_at >= this.since);
+    return this.of(this.warehouse.fixed_streaks).filter((row) => this._isIn(row.recovered_at));
   }
 
   failures() {
-    return this.of(this.warehouse.failures).filter((row) => row.started_at >= this.since);
+    return this.of(this.warehouse.failures).filter((row) => this._isIn(row.started_at));
   }
 
   // The same days before these, if the page has them all.
   before() {
-    if (this.from < this.days) return null;
+    if (this.from < this.days || this.days === 1) return null; // today is not over: no match for a whole day
     const earlier = Object.create(this);
     return Object.assign(earlier, { from: this.from - this.days, to: this.from, _numbers: new Map() });
   }

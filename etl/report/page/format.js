@@ -57,6 +57,12 @@ const shortCommit = (commit) => (/^[0-9a-f]{12,}$/i.test(commit) ? commit.slice(
 
 const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
+// The beginning of a text, in whole characters.
+function clip(text, length) {
+  const characters = Array.from(text);
+  return characters.length <= length ? text : `${characters.slice(0, length).join("")}…`;
+}
+
 // Nearest rank, as in the views: of n values, ascending, the one at rank (p·n + 99) / 100 in whole numbers.
 function percentile(values, p) {
   if (!values.length) return null;

@@ -1,8 +1,6 @@
 // The sections, in the order in which a reader asks. Each is a function: (page) -> an element.
 // page: { warehouse, selection, link(check): href of a check's own section, state }
 
-const shortId = (id) => (id ? id.slice(0, 8) : "");
-
 // --- what rows have in common -------------------------------------------------------------------------------------
 
 function checkLink(page, number, kind = "check") {
@@ -16,18 +14,23 @@ const checkColumn = (page) => ({
   of: (row) => page.warehouse.checks[row.check].name, cell: (row) => checkLink(page, row.check),
 });
 
-const placeText = (page, number, nothing) =>
-  number ? foreign(page.warehouse.texts[number]) : h("span", { class: "none" }, nothing);
+// An empty text is one, and not none.
+const called = (page, number, nothing) => (number ? page.warehouse.texts[number] || "(empty)" : nothing);
+
+function placeText(page, number, nothing) {
+  const text = called(page, number, nothing);
+  return number ? foreign(text, { class: text.length <= 24 ? "nowrap" : null }) : h("span", { class: "none nowrap" }, nothing);
+}
 
 const textColumn = (page, name, label, nothing, column = name) => ({
-  name, label, class: name === "environment" ? "place" : null, of: (row) => (row[column] ? page.warehouse.texts[row[column]] : null),
+  name, label, class: "place", of: (row) => (row[column] ? page.warehouse.texts[row[column]] : null),
   cell: (row) => placeText(page, row[column], nothing),
 });
 
 const places = (page) => [
   textColumn(page, "branch", "Branch", "no branch", "branch_name"),
   textColumn(page, "environment", "Environment", "no environment"),
-  { ...textColumn(page, "location", "Location", "no location", "run_location"), class: "place" },
+  textColumn(page, "location", "Location", "no location", "run_location"),
 ];
 
 const numeric = (name, label, format = number) => ({
@@ -49,16 +52,22 @@ function message(page, error, length = 240) {
   const text = page.warehouse.texts[error.cleaned_error_message];
   if (!text) return none("no message");
   if (text.length <= length) return foreign(text, { class: "message" });
-  return h("details", { class: "message" }, h("summary", {}, foreign(`${text.slice(0, length)}…`)), foreign(text));
+  return h("details", { class: "message" }, h("summary", {}, foreign(clip(text, length))), foreign(text));
 }
 
 function messagesOf(page, failure) {
-  if (!failure || !failure.errors.length) return none("no error group");
-  const [first, ...others] = failure.errors.map((id) => page.warehouse.errorById.get(id));
+  if (!failure) return none("not on this page");
+  if (!failure.errors.length) return none("no error group");
+  const [first, ...others] = failure.errors.filter((id) => id).map((id) => page.warehouse.errorById.get(id));
+  if (!first) return none("not on this page");
   return [message(page, first, 120), others.length ? h("span", { class: "muted block" }, `and ${plural(others.length, "more error")}`) : null];
 }
 
-const lastDays = (page) => (page.selection.days === 1 ? "today" : `the last ${page.selection.days} days`);
+const inDays = (page) => (page.selection.days === 1 ? "today" : `in the last ${number(page.selection.days)} days`);
+const ofDays = (page) => (page.selection.days === 1 ? "of today" : `of the last ${number(page.selection.days)} days`);
+
+// A count of rows of which the page does not carry all.
+const atLeast = (page, name, text) => (page.warehouse.left_out[name] ? `${text} or more` : text);
 
 const leftOut = (page, name, what) =>
   page.warehouse.left_out[name] ? muted(`${number(page.warehouse.left_out[name])} more ${what} are in the warehouse; this page does not carry them.`) : null;
@@ -72,8 +81,8 @@ function trust(page) {
   const problems = rows.flatMap((row) => problemsOf(page, row));
   const worst = problems.some(({ level }) => level === "bad") ? "bad" : problems.length ? "warn" : "good";
   const words = {
-    good: "Yes. The newest export succeeded, everything known is exported or on its way, nothing is about to be lost.",
-    warn: "Mostly. Look at this first:", bad: "Not quite. Look at this first:",
+    good: `Yes. When this page was written, ${wellBeing(page, rows)}.`,
+    warn: "Mostly. When this page was written:", bad: "Not quite. When this page was written:",
   };
   return section("trust", "Can I trust it?", null,
     h("div", { class: `verdict ${worst}`, "data-level": worst }, h("p", {}, h("b", {}, words[worst])),
@@ -89,17 +98,18 @@ function trust(page) {
           value("test_sessions", row.test_sessions, number(row.test_sessions)),
           row.oldest_started_at === null ? null : h("span", { class: "muted block" }, `since ${isoDay(row.oldest_started_at)}`)) },
         numeric("coverage", "Of what is known", percent),
-        numeric("due", "Due now"),
+        { ...numeric("due", "Due now"), cell: (row) => h("td", { class: "n" }, value("due", row.due, number(row.due)),
+          row.oldest_due_at === null ? null : h("span", { class: "muted block nowrap" }, `for ${ago(page, row.oldest_due_at)}`)) },
         numeric("scheduled", "Later"),
         numeric("leased", "In progress"),
         numeric("dead", "Dead letters"),
         { name: "hours_until_loss", label: "Until loss", numeric: true, of: (row) => row.hours_until_loss,
           cell: (row) => h("td", { class: "n", "data-name": "hours_until_loss", "data-value": row.hours_until_loss ?? "" },
-            row.hours_until_loss === null ? none("nothing waits") : loss(row.hours_until_loss)) },
+            row.hours_until_loss !== null ? loss(row.hours_until_loss) : none(row.unexported ? "unknown" : "nothing waits")) },
       ],
     }),
     dead.length ? h("details", { class: "dead" },
-      h("summary", {}, `${plural(dead.length, "dead letter")}: what could not be exported, and why`),
+      h("summary", {}, `${plural(rows.reduce((sum, row) => sum + row.dead, 0), "dead letter")}: what could not be exported, and why`),
       muted("checkly-etl dead show ID says what to do; dead retry ID or dead discard ID does it."),
       table({
         id: "trust-dead", caption: "Dead letters", rows: dead, keyOf: (row) => warehouse.texts[row.test_session_id],
@@ -114,6 +124,17 @@ function trust(page) {
 
 const loss = (hours) => (hours > 0 ? duration(hours * 3_600_000) : `${duration(-hours * 3_600_000)} too late`);
 
+function wellBeing(page, rows) {
+  const oldest = Math.min(...rows.map((row) => row.last_success_at ?? Infinity));
+  const unexported = rows.reduce((sum, row) => sum + row.unexported, 0);
+  return [
+    oldest === Infinity ? null : `the last successful export was ${ago(page, oldest)} old`,
+    unexported ? `${plural(unexported, "known test session")} waited to be exported, none for long` : "every known test session was exported",
+  ].filter(Boolean).join(" and ");
+}
+
+const HOUR = 3600;
+
 function problemsOf(page, row) {
   const name = page.warehouse.freshness.length > 1 ? [foreign(page.warehouse.accountNames.get(row.account_id)), ": "] : [];
   const found = [];
@@ -125,7 +146,11 @@ function problemsOf(page, row) {
   }
   if (row.account_id && row.last_success_at === null) add("warn", "no pass has succeeded yet. Run checkly-etl doctor.");
   else if (row.account_id && page.warehouse.written_at - row.last_success_at > DAY) {
-    add("warn", `the last successful pass ended ${ago(page, row.last_success_at)} before this page was written: newer test sessions are missing.`);
+    add("warn", `the last successful export was ${ago(page, row.last_success_at)} old: newer test sessions are missing.`);
+  }
+  if (row.account_id && row.failed_runs) add("warn", `${plural(row.failed_runs, "run")} had failed since the last success. Run checkly-etl status.`);
+  if (row.account_id && row.due && page.warehouse.written_at - row.oldest_due_at > HOUR) {
+    add("warn", `${plural(row.due, "test session")} waited to be exported, the oldest for ${ago(page, row.oldest_due_at)}. Run checkly-etl sync.`);
   }
   if (row.dead) add("warn", `${plural(row.dead, "test session")} could not be exported (dead letters, below).`);
   if (!row.account_id && row.due) add("warn", `${plural(row.due, "id")} not assigned to an account yet.`);
@@ -149,14 +174,14 @@ function verdicts(page) {
   const open = selection.openStreaks();
   const change = before && before.pass_rate !== null && total.pass_rate !== null ? total.pass_rate - before.pass_rate : null;
   return section("verdicts", "Verdicts and pass rate",
-    `Executions (a check with its retries) that started in ${lastDays(page)}. Rates count decided ones: a FINAL that passed or failed.`,
+    `Executions (a check with its retries) that started ${inDays(page)}. Rates count decided ones: a FINAL that passed or failed.`,
     tiles(
       tile("pass_rate", "Pass rate", total.pass_rate, percent(total.pass_rate),
         change === null ? `${number(total.passed)} of ${number(total.decided)} decided`
-          : `${change >= 0 ? "+" : "−"}${Math.abs(change * 100).toFixed(1)} points to the ${selection.days} days before`),
+          : `${change >= 0 ? "+" : "−"}${Math.abs(change * 100).toFixed(1)} points to the ${number(selection.days)} days before`),
       tile("executions", "Executions", total.executions, number(total.executions), `${number(total.undecided)} undecided`),
       tile("failed", "Failed", total.failed, number(total.failed), `${number(total.errored)} of them because the run broke`),
-      tile("failing_now", "Failing now", open.length, number(open.length), "a check, branch, environment and location each"),
+      tile("failing_now", "Failing now", open.length, atLeast(page, "open_streaks", number(open.length)), "a check, branch, environment and location each"),
       tile("retry_flaky", "Passed on a retry", total.retry_flaky, number(total.retry_flaky), `${percent(ratio(total.retry_flaky, total.decided))} of decided`),
       tile("retry_cost_ms", "Spent on retries", total.retry_cost_ms, duration(total.retry_cost_ms), "run time of attempts that failed"),
       selection.type === null && selection.check === null
@@ -186,11 +211,11 @@ function failing(page) {
   const isNew = (row) => page.warehouse.written_at - row.first_failed_at < DAY;
   const fresh = rows.filter(isNew).length;
   return section("failing", "Failing now, and since when",
-    `Checks whose last decided execution failed, on a branch, in an environment and location, within ${lastDays(page)}; new failures first.`,
-    rows.length ? h("p", { "data-name": "failing", "data-value": rows.length }, h("b", {}, plural(rows.length, "streak")), " of failures ",
+    `Checks whose last decided execution failed, on a branch, in an environment and location, ${inDays(page)}; new failures first.`,
+    rows.length ? h("p", { "data-name": "failing", "data-value": rows.length }, h("b", {}, atLeast(page, "open_streaks", plural(rows.length, "streak"))), " of failures ",
       rows.length === 1 ? "is" : "are", " open, ", h("b", {}, number(fresh)), " of them began in the last 24 hours.") : null,
     table({
-      id: "failing-now", caption: "Checks that fail now", rows, limit: 12, empty: "Nothing is failing here.",
+      id: "failing-now", caption: "Checks that fail now", rows, limit: 12, empty: page.selection.total().decided ? "Nothing is failing here." : "No data: nothing was decided here.",
       columns: [
         checkColumn(page),
         { name: "since", label: "Failing since", of: (row) => row.first_failed_at, first: "desc",
@@ -225,11 +250,11 @@ function flaky(page) {
     "Ordered by the lower end of each rate's 99 % interval, so that 1 of 1 does not stand above 40 of 100.",
     h("div", { class: "three" },
       list({ ...meanings.retry, id: "flaky-retry", title: "Passed only on a retry", hits: "retry_flaky", n: "decided",
-        note: `Of the decided executions in ${lastDays(page)}.` }),
+        note: `Of the decided executions ${ofDays(page)}.` }),
       list({ ...meanings.commit, id: "flaky-commit", title: "Passed and failed on one commit", hits: "commit_flaky", n: "commits",
         note: `Of the commits with two decided executions in one place. Always the last 30 days${selection.branch === null ? "" : " and all branches"}.` }),
       list({ ...meanings.flip, id: "flaky-flip", title: "Flipped", hits: "flips", n: "comparable",
-        note: `Of the decided executions in ${lastDays(page)} that have one before them: another verdict than that one.` })));
+        note: `Of the decided executions ${ofDays(page)} that have one before them: another verdict than that one.` })));
 }
 
 function flakyMeanings(page) {
@@ -291,7 +316,7 @@ function errors(page) {
     .map((row) => ({ ...row, here: here.get(row.error_group_id).occurrences, where: where.get(row.error_group_id) }))
     .sort((a, b) => b.here - a.here);
   return section("errors", "Errors by impact",
-    `Error groups seen in ${lastDays(page)}, by the results that they were seen in (each attempt on its own). First and last seen: as Checkly says, over all time.`,
+    `Error groups seen ${inDays(page)}, by the results that they were seen in (each attempt on its own). What is called ever, and first and last seen as Checkly says it, is of all time and places.`,
     table({
       id: "errors-groups", caption: "Error groups", rows, limit: 8, empty: "No errors here.", keyOf: (row) => warehouse.texts[row.error_group_id],
       columns: [
@@ -343,9 +368,9 @@ function fixes(page) {
   }
   const longest = [...rows].sort((a, b) => b.time_to_fix_ms - a.time_to_fix_ms);
   return section("fixes", "Time to fix",
-    `From the first failure of a streak to the first pass after it, for streaks that ended in ${lastDays(page)}.`,
+    `From the first failure of a streak to the first pass after it, for streaks that ended ${inDays(page)}.`,
     rows.length ? tiles(
-      tile("fixed", "Fixed", rows.length, number(rows.length), "streaks of failures"),
+      tile("fixed", "Fixed", rows.length, atLeast(page, "fixed_streaks", number(rows.length)), "streaks of failures"),
       tile("median_time_to_fix_ms", "Half within", percentile(times, 50), duration(percentile(times, 50)), "median"),
       tile("p90_time_to_fix_ms", "Nine of ten within", percentile(times, 90), duration(percentile(times, 90)), "90th percentile"),
       tile("failures_until_fixed", "Failures until then", percentile(rows.map((row) => row.failures), 50),
@@ -371,13 +396,14 @@ let heatShown = 30;
 function heat(page) {
   const { warehouse, selection } = page;
   const cells = new Map();
-  for (const [key, sums] of selection.daily((i, columns) => columns.check[i] * 100_000 + columns.day[i])) {
-    const check = Math.floor(key / 100_000);
+  const { days: every } = warehouse;
+  for (const [key, sums] of selection.daily((i, columns) => columns.check[i] * every + columns.day[i])) {
+    const check = Math.floor(key / every);
     if (!cells.has(check)) cells.set(check, { check, failed: 0, decided: 0, days: new Map() });
     const row = cells.get(check);
     row.failed += sums.failed;
     row.decided += sums.decided;
-    row.days.set(key % 100_000, sums);
+    row.days.set(key % every, sums);
   }
   const rows = [...cells.values()].sort((a, b) => b.failed - a.failed || warehouse.checks[a.check].name.localeCompare(warehouse.checks[b.check].name, "en"));
   const first = Math.max(selection.from, warehouse.days - 62);
@@ -407,12 +433,13 @@ function heat(page) {
   draw();
   return section("heat", "Day by day",
     `The checks with the most failures first. The figure in a cell is how many executions failed${first > selection.from ? "; the last 62 days" : ""}.`,
-    h("p", { class: "key" }, [["none", "no data"], ["pass", "all passed"], ["some", "some failed"], ["half", "half or more failed"], ["fail", "all failed"]]
+    h("p", { class: "key" }, [["none", "no data"], ["undecided", "undecided"], ["pass", "all passed"], ["some", "some failed"], ["half", "half or more failed"], ["fail", "all failed"]]
       .map(([kind, label]) => h("span", {}, h("span", { class: `cell ${kind}`, "aria-hidden": "true" }), label))), holder);
 }
 
 function heatKind(sums) {
-  if (!sums || !sums.decided) return "none";
+  if (!sums) return "none";
+  if (!sums.decided) return "undecided";
   if (!sums.failed) return "pass";
   if (!sums.passed) return "fail";
   return sums.failed * 2 >= sums.decided ? "half" : "some";
@@ -420,7 +447,7 @@ function heatKind(sums) {
 
 function heatCell(sums, second) {
   const kind = heatKind(sums);
-  const text = kind === "none" ? NO_DATA : `${number(sums.failed)} of ${number(sums.decided)} failed`;
+  const text = kind === "none" ? NO_DATA : kind === "undecided" ? `${number(sums.executions)} undecided` : `${number(sums.failed)} of ${number(sums.decided)} failed`;
   return h("td", { class: `cell ${kind}`, title: `${isoDay(second)}: ${text}` },
     kind === "none" ? h("span", { class: "unseen" }, NO_DATA)
       : [h("span", { "aria-hidden": "true" }, sums.failed ? (sums.failed > 99 ? "99+" : sums.failed) : ""), h("span", { class: "unseen" }, text)]);
@@ -446,7 +473,7 @@ function compared(page) {
   const across = [...environments].sort(([, a], [, b]) => b - a).map(([environment]) => environment);
   const passRate = (name, sums) => (sums ? rate(name, sums.passed, sums.passed + sums.failed, { hasBar: false }) : none());
   return section("places", "Branches and environments beside each other",
-    `Pass rate of the decided executions in ${lastDays(page)}; the branches with the most executions first.`,
+    `Pass rate of the decided executions ${ofDays(page)}; the branches with the most executions first.`,
     table({
       id: "places-rates", caption: "Pass rate by branch and environment", rows: list, empty: "No executions here.",
       keyOf: (row) => warehouse.texts[row.branch_name] ?? "",
@@ -455,11 +482,12 @@ function compared(page) {
         numeric("executions", "Executions"),
         ...(across.length > 1 ? [{ name: "all", label: "All environments", of: (row) => ratio(row.passed, row.passed + row.failed), cell: (row) => passRate("all", row) }] : []),
         ...across.slice(0, 8).map((environment) => ({
-          name: `environment-${environment}`, label: warehouse.texts[environment] ?? "no environment",
+          name: `environment-${environment}`, label: clip(called(page, environment, "no environment"), 30),
           of: (row) => row.cells.get(environment)?.pass_rate ?? null, cell: (row) => passRate("pass_rate", row.cells.get(environment)),
         })),
       ],
-    }), across.length > 8 ? muted(`${number(across.length - 8)} more environments have fewer executions; filter by one to see it.`) : null);
+    }), across.length > 8 ? muted(`${number(across.length - 8)} more environments have fewer executions; filter by one to see it.`) : null,
+    warehouse.left_out.branches ? muted(`${number(warehouse.left_out.branches)} branches with few executions are counted as one here; the warehouse knows each.`) : null);
 }
 
 const SECTIONS = [
