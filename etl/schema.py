@@ -178,7 +178,10 @@ def check_current(connection: Connection) -> None:
     except DBAPIError as error:
         if is_transient(error):
             raise
-        raise SchemaNotCurrent(f"the warehouse cannot be read: {error.orig}") from error
+        hint = ""
+        if getattr(error.orig, "sqlstate", None) == "42501":  # insufficient_privilege
+            hint = "; a role that only reads needs SELECT on etl_views and etl_schema_version, and on the views"
+        raise SchemaNotCurrent(f"the warehouse cannot be read: {error.orig}{hint}") from error
     if state == _wanted(connection):
         return
     revision = next((key for key, value in state.items() if not value), None)

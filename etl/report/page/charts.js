@@ -27,8 +27,9 @@ function chart({ id, title, summary, seconds, series, stacked = false, format = 
   return h("figure", { id }, h("figcaption", {}, title), canvas, numbers);
 }
 
-// Where the lines of an axis may stand: whole counts, whole seconds, minutes, hours and days.
+// Where the lines of an axis may stand: whole percents, whole counts, whole seconds, minutes, hours and days.
 const STEPS = new Map([
+  [percent, [0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5]],
   [number, [1, 10, 100, 1e3, 1e4, 1e5, 1e6].flatMap((unit) => [unit, 2 * unit, 5 * unit])],
   [duration, [[1, [1, 5, 20, 100, 500]], [1e3, [1, 2, 5, 10, 20]], [6e4, [1, 2, 5, 10, 20]], [3.6e6, [1, 2, 4, 8]],
     [8.64e7, [1, 2, 4, 7, 14, 28, 56]]].flatMap(([unit, counts]) => counts.map((count) => count * unit))],

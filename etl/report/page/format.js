@@ -23,14 +23,13 @@ function duration(ms) {
   if (ms === null) return NO_DATA;
   if (ms < 1000) return `${number(Math.round(ms))} ms`;
   if (ms < 59_950) return `${_decimal.format(ms / 1000)} s`;
-  const minutes = Math.round(ms / 60_000);
-  if (ms < 3_600_000 - 500) {
-    const seconds = Math.round(ms / 1000);
-    return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
-  }
-  if (minutes < 24 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const two = (whole, unit, rest, lesser) => `${number(whole)} ${unit}${rest ? ` ${rest} ${lesser}` : ""}`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 3600) return two(Math.floor(seconds / 60), "min", seconds % 60, "s");
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 24 * 60) return two(Math.floor(minutes / 60), "h", minutes % 60, "min");
   const hours = Math.round(minutes / 60);
-  return `${number(Math.floor(hours / 24))} d ${hours % 24} h`;
+  return two(Math.floor(hours / 24), "d", hours % 24, "h");
 }
 
 // Seconds since 1970 -> 2026-11-26 10:40 UTC
@@ -40,7 +39,8 @@ function moment(seconds) {
 
 // How long before the page was written, in units that do not flicker.
 function age(seconds) {
-  if (seconds < 3600) return `${Math.max(0, Math.round(seconds / 60))} min`;
+  if (seconds < 60) return "under a minute";
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
   return duration(Math.round(seconds / 60) * 60_000);
 }
 

@@ -19,7 +19,7 @@ const called = (page, number, nothing) => (number ? page.warehouse.texts[number]
 
 function placeText(page, number, nothing) {
   const text = called(page, number, nothing);
-  return number ? foreign(text, { class: text.length <= 24 ? "nowrap" : null }) : h("span", { class: "none nowrap" }, nothing);
+  return number ? foreign(text, text.length <= 24 ? { class: "nowrap" } : { class: "clamp", title: clip(text, 300) }) : h("span", { class: "none nowrap" }, nothing);
 }
 
 const textColumn = (page, name, label, nothing, column = name) => ({
@@ -150,7 +150,7 @@ function problemsOf(page, row) {
   }
   if (row.account_id && row.failed_runs) add("warn", `${plural(row.failed_runs, "run")} had failed since the last success. Run checkly-etl status.`);
   if (row.account_id && row.due && page.warehouse.written_at - row.oldest_due_at > HOUR) {
-    add("warn", `${plural(row.due, "test session")} waited to be exported, the oldest for ${ago(page, row.oldest_due_at)}. Run checkly-etl sync.`);
+    add(page.warehouse.written_at - row.oldest_due_at > DAY ? "bad" : "warn", `${plural(row.due, "test session")} waited to be exported, the oldest for ${ago(page, row.oldest_due_at)}. Run checkly-etl sync.`);
   }
   if (row.dead) add("warn", `${plural(row.dead, "test session")} could not be exported (dead letters, below).`);
   if (!row.account_id && row.due) add("warn", `${plural(row.due, "id")} not assigned to an account yet.`);
@@ -344,7 +344,7 @@ const seenAt = (name, seen, observed) => h("td", { class: "time", "data-name": n
 function whereOf(page, { checks, branches, environments }) {
   const top = [...checks].sort(([a, n], [b, m]) => m - n || a - b);
   const names = (numbers, nothing) => {
-    const list = [...numbers].slice(0, 3).flatMap((one, i) => [i ? ", " : "", placeText(page, one, nothing)]);
+    const list = [...numbers].slice(0, 3).flatMap((one, i) => [i ? ", " : "", one ? foreign(clip(called(page, one), 40)) : nothing]);
     return numbers.size > 3 ? [...list, ` and ${number(numbers.size - 3)} more`] : list;
   };
   return [
