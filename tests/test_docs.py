@@ -15,7 +15,7 @@ import pytest
 from etl import config
 from etl.cli.arguments import make_parser
 from etl.errors import ConfigError
-from etl.schema import view_texts
+from etl.schema import VERSION_TABLE, view_texts
 from etl.tables import metadata
 from tests.conftest import Program, rows
 
@@ -109,7 +109,7 @@ def test_every_make_target_exists(document: Path) -> None:
 
 @each_document
 def test_every_table_and_view_exists(document: Path) -> None:
-    known = set(metadata.tables) | set(view_texts())
+    known = {*metadata.tables, *view_texts(), VERSION_TABLE}
     for code in _code(_text(document)):
         for name in re.findall(r"\bv_[a-z_]+\b", code):
             assert name in known, f"there is no view {name}"
