@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from uuid import UUID
 
 import pytest
@@ -40,9 +41,10 @@ from etl.tables import (
     test_session_results,
     test_sessions,
 )
-from tests.browser import Opener, OpenPage, wait_until_ready
+from tests.browser import Opener, OpenPage, axe, screenshot, wait_until_ready
 from tests.conftest import ACCOUNT
-from tests.histories import id_
+from tests.histories import History, id_
+from tests.test_histories import execution
 
 Row = dict[str, Any]
 Address = dict[str, str]  # what the filters are set to, as the page's address has it; "(none)" is null
@@ -206,6 +208,7 @@ def show(open_page: Opener) -> Iterator[Show]:
 
     def one(page: Written | Path, *, fragment: str = "", **options: Any) -> OpenPage:
         found = open_page(page if isinstance(page, Path) else page.path, fragment=fragment, **options)
+        found.page.set_default_timeout(8_000)
         opened.append(found)
         if options.get("java_script", True):
             wait_until_ready(found)
@@ -246,12 +249,26 @@ def said(page: OpenPage, selector: str = "main") -> str:
     return page.page.locator(selector).first.inner_text()
 
 
+def open_details(page: OpenPage) -> None:
+    """Whatever is folded up; also tables, which are made only then."""
+    page.page.evaluate("() => { for (const one of document.querySelectorAll('main details')) one.open = true; }")
+    page.page.wait_for_function("() => [...document.querySelectorAll('.numbers')].every((one) => one.children[1])")
+
+
 def counted(page: OpenPage, selector: str) -> int:
     return page.page.locator(selector).count()
 
 
 def is_narrow_enough(page: OpenPage) -> bool:
-    return bool(page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+    is_it = bool(page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+    if not is_it:  # pytest shows it
+        print(page.page.evaluate(WIDEST))
+    return is_it
+
+
+# What reaches beyond the window's edge, and no box around it scrolls.
+WIDEST = """() => [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > innerWidth
+  && !one.closest(".scroll")).map((one) => `${one.tagName}#${one.id}.${one.className} ${one.textContent.slice(0, 20)}`)"""
 
 
 # --- what the page says -------------------------------------------------------------------------------------
@@ -725,3 +742,828 @@ def test_the_numbers_of_a_chart_are_those_of_the_views(unfiltered: Any, report_o
     for line in lines_of(unfiltered, "pass-rate-chart-numbers"):
         day = of_views[line["key"]]
         assert line["values"]["pass_rate"] == day["passed"] / (day["passed"] + day["failed"])
+
+
+# --- filters and the address --------------------------------------------------------------------------------
+
+FILTERS = ("account", "environment", "branch", "type", "period")
+
+
+def chosen(page: OpenPage) -> list[str]:
+    return [page.page.locator(f"#filter-{name}").input_value() for name in FILTERS]
+
+
+def test_some_lists_know_no_branch_and_no_period(opened: OpenPage, unfiltered: Any) -> None:
+    afresh(opened)
+    choose(opened, branch="main", period="1")
+    found = read(opened)
+    for name in ("flaky-commit", "slower-checks"):
+        assert lines_of(found, name) == lines_of(unfiltered, name) != [], name
+    assert "all branches" in said(opened, "#flaky")
+    assert lines_of(found, "trust-accounts") == lines_of(unfiltered, "trust-accounts")
+
+
+def test_reset_takes_every_filter_back(opened: OpenPage, unfiltered: Any) -> None:
+    afresh(opened)
+    assert opened.page.locator("#reset").is_disabled()
+    choose(opened, account=ACCOUNT, environment="production", branch="main", type="API", period="7")
+    with redrawn(opened):
+        opened.page.click("#reset")
+    assert chosen(opened) == ["", "", "", "", "30"]
+    assert seen(read(opened)) == seen(unfiltered)
+    assert opened.page.url.partition("#")[2] == ""
+
+
+def test_the_address_holds_what_was_chosen_and_back_and_forward_walk_through_it(
+    opened: OpenPage, show: Show, report_of_the_world: Written
+) -> None:
+    afresh(opened)
+    choose(opened, environment="staging")
+    staging = seen(read(opened))
+    choose(opened, period="14")
+    both = seen(read(opened))
+    assert both != staging
+    with redrawn(opened):
+        opened.page.go_back()
+    assert chosen(opened) == ["", "staging", "", "", "30"]
+    assert seen(read(opened)) == staging
+    with redrawn(opened):
+        opened.page.go_forward()
+    assert chosen(opened) == ["", "staging", "", "", "14"]
+    assert seen(read(opened)) == both
+    elsewhere = show(report_of_the_world, fragment=opened.page.url.partition("#")[2])
+    assert seen(read(elsewhere)) == both
+
+
+def test_what_the_page_does_not_know_filters_nothing(opened: OpenPage, unfiltered: Any) -> None:
+    for fragment in (
+        "branch=gone&environment=gone&type=gone&account=gone&period=8",
+        "branch=%zz&period=-1&section=gone",
+        "&&==&=x&branch",
+        "__proto__=1&constructor=2&period=Infinity",
+    ):
+        afresh(opened)
+        go(opened, fragment)
+        assert chosen(opened) == ["", "", "", "", "30"]
+        assert seen(read(opened)) == seen(unfiltered)
+
+
+def test_a_filter_keeps_the_focus_where_it_is(opened: OpenPage) -> None:
+    afresh(opened)
+    opened.page.focus("#filter-branch")
+    choose(opened, branch="main")
+    assert opened.page.evaluate("document.activeElement.id") == "filter-branch"
+
+
+def test_a_section_can_be_linked_to(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world, fragment="section=errors&period=7")
+    assert chosen(page)[-1] == "7"
+    assert page.page.evaluate("document.activeElement.id") == "errors-title"
+    assert page.page.locator("#errors-title").evaluate("(one) => one.getBoundingClientRect().top < innerHeight")
+    with redrawn(page):
+        page.page.click("#contents a >> text=Time to fix")
+    assert page.page.url.endswith("#section=fixes&period=7")
+    assert page.page.evaluate("document.activeElement.id") == "fixes-title"
+
+
+# --- sorting ------------------------------------------------------------------------------------------------
+
+
+def shown_values(page: OpenPage, table: str, name: str) -> list[float | None]:
+    return [
+        float(one) if one else None
+        for one in page.page.locator(f"#{table} [data-name={name}]").evaluate_all(
+            "(all) => all.map((one) => one.dataset.value)"
+        )
+    ]
+
+
+def pressed(page: OpenPage, table: str) -> dict[str, str | None]:
+    """Of each head that sorts: aria-sort."""
+    return dict(
+        page.page.locator(f"#{table} th button[data-sort]").evaluate_all(
+            "(all) => all.map((one) => [one.dataset.sort, one.parentElement.getAttribute('aria-sort')])"
+        )
+    )
+
+
+def test_a_press_sorts_by_that_column_and_another_press_the_other_way(
+    show: Show, report_of_the_world: Written
+) -> None:
+    page = show(report_of_the_world)
+    read(page)  # all rows
+    page.page.click("#fixes-longest button[data-sort=failures]")
+    values = shown_values(page, "fixes-longest", "failures")
+    assert values == sorted(values, key=float, reverse=True)  # type: ignore[arg-type]
+    assert len(set(values)) > 2
+    assert pressed(page, "fixes-longest").pop("failures") == "descending"
+    page.page.click("#fixes-longest button[data-sort=failures]")
+    assert shown_values(page, "fixes-longest", "failures") == values[::-1] or values != values[::-1]
+    values = shown_values(page, "fixes-longest", "failures")
+    assert values == sorted(values, key=float)  # type: ignore[arg-type]
+    assert pressed(page, "fixes-longest").pop("failures") == "ascending"
+    assert sum(one is not None for one in pressed(page, "fixes-longest").values()) == 1
+    assert page.page.evaluate("document.activeElement.dataset.sort") == "failures"
+    assert "Sorted by Failures, ascending" in str(page.page.text_content("#announcer"))
+    # A filter leaves it sorted.
+    choose(page, environment="production")
+    assert pressed(page, "fixes-longest")["failures"] == "ascending"
+
+
+def test_a_keyboard_sorts_too_and_texts_by_the_alphabet(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world)
+    read(page)
+    page.page.focus("#places-rates button[data-sort=branch]")
+    orders = []
+    for key, state in (("Enter", "ascending"), ("Space", "descending")):
+        page.page.keyboard.press(key)
+        assert pressed(page, "places-rates")["branch"] == state
+        assert page.page.evaluate("document.activeElement.dataset.sort") == "branch"
+        orders.append(page.page.locator("#places-rates tbody th").all_inner_texts())
+    up, down = orders
+    # What has no branch stands last, both ways.
+    assert up[-1] == down[-1] == "no branch"
+    assert up[:-1] == down[:-1][::-1]
+    assert [one.lower() for one in up[:-1]] == sorted(one.lower() for one in up[:-1])
+
+
+def test_what_has_no_data_comes_last_whichever_way(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world)
+    read(page)
+    head = page.page.locator("#places-rates thead button >> text=staging")
+    for direction in (1, -1):
+        head.click()
+        rates = page.page.evaluate(
+            """() => [...document.querySelectorAll("#places-rates tbody tr")].map((row) =>
+                 [...row.cells].find((cell) => cell.dataset.label === "staging").querySelector("[data-hits]"))
+                 .map((one) => one && Number(one.dataset.value))"""
+        )
+        known = [one for one in rates if one is not None]
+        assert known == sorted(known, key=lambda one: direction * one)
+        assert rates[len(known) :] == [None] * (len(rates) - len(known))
+        assert 1 < len(known) < len(rates)
+        assert "no data" in page.page.locator("#places-rates tbody tr").last.inner_text()
+
+
+def test_more_rows_come_when_asked_for_and_go_again(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world)
+    rows = "#fixes-longest tbody tr"
+    assert counted(page, rows) == 6
+    whole = int(str(page.page.get_attribute("#fixes-longest", "data-rows")))
+    button = page.page.locator("#fixes .table button.more").first
+    assert re.fullmatch(r"Show (all|100 more).*", button.inner_text())
+    button.focus()
+    page.page.keyboard.press("Enter")
+    assert counted(page, rows) == min(whole, 106)
+    assert page.page.evaluate("document.activeElement.className") == "more"
+    assert f"{min(whole, 106)} of {whole} rows shown" in str(page.page.text_content("#announcer"))
+    page.page.click("#fixes button.more >> text=Show 6 only")
+    assert counted(page, rows) == 6
+
+
+# --- a check's own section ----------------------------------------------------------------------------------
+
+
+def test_a_check_has_a_section_of_its_own_with_the_numbers_of_the_views(
+    show: Show, report_of_the_world: Written
+) -> None:
+    views = report_of_the_world.views
+    failures = [row for row in views["v_execution_history"] if row["verdict"] == "FAILED"]
+    ((_, key), _) = Counter((row["account_id"], row["check_key"]) for row in failures).most_common(1)[0]
+    page = show(report_of_the_world, fragment=f"check={quote(key, safe='')}&period=14")
+    screenshot(page, "report-check")
+    (check,) = [row for row in views["v_checks"] if row["check_key"] == key]
+    assert page.page.title() == f"{check['check_name']} · Checkly test report"
+    assert said(page, "#check-title") == check["check_name"]
+    assert page.page.evaluate("document.activeElement.id") == "check-title"
+    assert f"last verdict {check['last_verdict']}" in said(page, "#check .facts")
+
+    of = Views(report_of_the_world, {"period": "14"})
+    daily = [row for row in of.daily() if row["check_key"] == key]
+    history = [
+        row for row in of.of("v_execution_history") if row["check_key"] == key and row["started_at"] >= of.since
+    ]
+    (flaky,) = [row for row in views["v_flaky_checks"] if row["check_key"] == key]
+    fixed = [
+        row["time_to_fix_ms"]
+        for row in views["v_failure_streaks"]
+        if row["check_key"] == key and row["recovered_at"] and row["recovered_at"] >= of.since
+    ]
+    found = read(page)
+    passed, decided = (sum(row[name] for row in daily) for name in ("passed", "decided"))
+    assert found["tiles"]["check"] == {
+        "pass_rate": passed / decided,
+        "executions": sum(row["executions"] for row in daily),
+        "retry_flaky_rate": sum(row["retry_flaky"] for row in daily) / decided,
+        "commit_flaky_rate": flaky["commit_flaky_rate"],
+        "flip_rate": sum(bool(row["is_flip"]) for row in history)
+        / sum(row["previous_status"] is not None for row in history),
+        "median_time_to_fix_ms": nearest_rank(fixed, 50),
+    }
+    # The newest ten failures, and the last one of each place; each leads to its own page at Checkly.
+    order = sorted(
+        (row for row in history if row["verdict"] == "FAILED"),
+        key=lambda row: (row["started_at"], row["test_session_id"], row["execution_no"]),
+        reverse=True,
+    )
+    newest = order[:10] + [
+        row
+        for i, row in enumerate(order)
+        if i >= 10 and row["history_key"] not in {o["history_key"] for o in order[:i]}
+    ]
+    lines = lines_of(found, "check-failures")
+    assert [line["links"] for line in lines] == [[row["link"]] for row in newest]
+    messages: dict[Any, list[str]] = {}
+    for row in views["v_error_occurrences"]:
+        messages.setdefault(row["test_session_result_id"], []).append(row["cleaned_error_message"])
+    for line, row in zip(lines, newest, strict=True):
+        assert f"{row['started_at']:%Y-%m-%d %H:%M} UTC" in line["texts"]["Started"]
+        assert ("after a pass" in line["texts"]["Started"]) == bool(row["is_new_failure"])
+        assert line["values"]["retries"] == row["retries"]
+        if row["test_session_result_id"] in messages:
+            assert any(one[:50] in line["texts"]["Error"] for one in messages[row["test_session_result_id"]])
+        else:
+            assert "no error group" in line["texts"]["Error"]
+    link = page.page.locator("#check-failures a[target]").first
+    assert str(link.get_attribute("href")).startswith("https://")
+    assert link.get_attribute("rel") == "noopener noreferrer"
+    # And back to where one came from.
+    with redrawn(page):
+        page.page.click("#check a.back")
+    assert page.page.url.endswith("#period=14")
+    assert counted(page, "#trust") == 1
+    assert counted(page, "#check") == 0
+    assert page.page.title() == "Checkly test report"
+
+
+def test_a_click_on_a_check_opens_its_section_and_keeps_the_filters(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world, fragment="environment=production")
+    link = page.page.locator("#failing-now a.check").first
+    name = link.locator("bdi").inner_text()
+    with redrawn(page):
+        link.click()
+    assert said(page, "#check-title") == name
+    assert chosen(page)[1] == "production"
+    with redrawn(page):
+        page.page.go_back()
+    assert page.page.url.endswith("#environment=production")
+
+
+def test_a_check_that_the_page_does_not_know_is_said_so(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world, fragment="check=<b>gone</b>")
+    assert "<b>gone</b>" in said(page, "#main [role=alert]")
+    assert "did not run" in said(page, "#main [role=alert]")
+    assert counted(page, "#trust") == 1
+
+
+# --- what data can be ---------------------------------------------------------------------------------------
+
+MARKUP = "<img src=x onerror=alert(1)></script><script>alert(2)</script><!--<script>&lt;b>"
+AWKWARD = "a&b=c#d%20 é/“?+%zz=\\'\"🎉"
+LONG = "Checkout" + "W" * 292
+CJK = "結帳流程與購物車測試" * 30
+RTL = "تسجيل الدخول إلى الحساب " * 13
+EVERY = {"markup": MARKUP, "awkward": AWKWARD, "long": LONG, "cjk": CJK, "rtl": RTL}
+
+
+def ran(
+    number: int, verdict: str | None = "PASSED", *, at: datetime, message: str | None = None, **more: Any
+) -> History:
+    """A test session of one execution, with an error group if it has a message."""
+    link = more.setdefault("link", f"https://app.checklyhq.com/results/{number}")
+    one = execution(number, 1, verdict, started_at=at, **more)
+    result = {
+        "test_session_id": id_(number),
+        "test_session_result_id": one["test_session_result_id"],
+        "position": 1,
+        "execution_no": 1,
+        "check_name": one["check_name"],
+        "run_location": one["run_location"],
+        "result_type": "FINAL",
+        "status": one["status"],
+        "started_at": at,
+        "link": link,
+    }
+    place = {name: one[name] for name in ("account_id", "environment", "branch_name", "commit_id")}
+    history = History(
+        test_sessions=[
+            {
+                "test_session_id": id_(number),
+                "status": one["status"],
+                "is_final": True,
+                "started_at": at,
+                "first_exported_at": at,
+                "exported_at": at,
+                "payload_sha256": "",
+                **place,
+            }
+        ],
+        test_session_results=[result],
+        check_executions=[one],
+    )
+    if message is not None:
+        group = id_(0xE000_0000 + number)
+        history.error_groups.append(
+            {"error_group_id": group, "account_id": one["account_id"], "cleaned_error_message": message}
+        )
+        names = ("test_session_id", "test_session_result_id")
+        history.test_session_result_error_groups.append(
+            {**{name: result[name] for name in names}, "error_group_id": group}
+        )
+    return history
+
+
+def made(database: Database, *histories: History) -> None:
+    whole = History()
+    for one in histories:
+        whole = whole.and_also(one)
+    with database.writing() as connection:
+        whole.insert(connection)
+
+
+@pytest.fixture(scope="module")
+def new_sqlite(folder: Path, sqlite_template: Path) -> Iterator[Callable[[], Database]]:
+    """Makes migrated, empty warehouses."""
+    opened: list[Database] = []
+
+    def make() -> Database:
+        path = folder / f"{next(_numbers)}.db"
+        shutil.copy(sqlite_template, path)
+        opened.append(Database(f"sqlite:///{path}"))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def extremes(new_sqlite: Callable[[], Database], folder: Path) -> Written:
+    """Every text that somebody else chooses, chosen by somebody evil, or long of breath, or far away."""
+    database = new_sqlite()
+    moment = database.read(now)
+    histories = []
+    number = itertools.count(0x100)
+    for i, said in enumerate(EVERY.values()):
+        about = {
+            "check_key": said,
+            "check_name": said,
+            "branch_name": said,
+            "environment": said,
+            "run_location": said,
+            "commit_id": said,
+            "check_type": said if i < 3 else "API",
+            "duration_ms": 1000.0,
+        }
+        days = ((9, "PASSED"), (4, "FAILED"), (3, "PASSED"), (2, "PASSED"), (0, "FAILED"))
+        for ago, verdict in days:
+            at = moment - timedelta(days=ago)
+            how = dict(about)
+            if verdict == "PASSED" and ago < 7:
+                how |= {"duration_ms": 2000.0, "retries": 1, "is_retry_flaky": True, "retry_cost_ms": 900.0}
+            if said == MARKUP:
+                how["link"] = (
+                    "javascript:alert(3)",
+                    " javascript:alert(3)",
+                    "data:text/html,<script>alert(3)</script>",
+                )[ago % 3]
+            message = None if verdict == "PASSED" else f"{said} {ago}\n{said * 3}"
+            histories.append(ran(next(number), verdict, at=at, message=message, **how))
+    # The same check in two accounts; one that was never decided; one that knows nothing of itself.
+    for account in (ACCOUNT, OTHER_ACCOUNT):
+        twin = {"check_key": "twin", "check_name": "A twin", "branch_name": "main", "account_id": account}
+        for _ in range(1 if account == ACCOUNT else 2):
+            histories.append(ran(next(number), "FAILED", at=moment - timedelta(hours=2), message="twins", **twin))
+    histories.append(ran(next(number), None, at=moment, check_key="undecided", check_name="Undecided"))
+    histories.append(ran(next(number), "FAILED", at=moment, message="", check_name=None, check_type=None))
+    made(database, *histories)
+    with database.writing() as connection:
+        for account, name in ((ACCOUNT, MARKUP), (OTHER_ACCOUNT, LONG)):
+            connection.execute(etl_accounts.insert(), {"account_id": account, "name": name, "pauses": 0})
+        dead = {"state": "dead", "error_kind": MARKUP, "last_error": MARKUP + LONG, "last_error_at": moment}
+        connection.execute(etl_queue.insert(), queued(0xD3, ACCOUNT, moment, **dead))
+    return written(database, folder / "extremes.html")
+
+
+def elements(page: OpenPage) -> list[str]:
+    """What only markup could have brought there."""
+    return list(
+        page.page.evaluate(
+            """() => [...document.querySelectorAll("img, iframe, object, embed, [onerror], [style*=url], main script, "
+                 + "header script, main b b")].map((one) => one.outerHTML)"""
+        )
+    )
+
+
+def test_markup_stays_text_wherever_it_comes_from(show: Show, extremes: Written) -> None:
+    page = show(extremes)
+    open_details(page)
+    found = read(page)
+    for section in ("trust", "failing", "flaky", "slower", "errors", "fixes", "heat", "places"):
+        assert MARKUP in said(page, f"#{section}"), section
+    assert elements(page) == []
+    assert page.page.locator("#filter-branch option").filter(has_text=MARKUP).count() == 1
+    # And no link is anything but a page of the web.
+    links = page.page.locator("main a[target]").evaluate_all("(all) => all.map((one) => one.href)")
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    (line,) = [line for line in lines_of(found, "failing-now") if line["check"] == MARKUP]
+    assert line["links"] == []
+    assert "no data" in line["texts"]["Last failure"]
+    go(page, f"check={quote(MARKUP, safe='')}")
+    assert said(page, "#check-title") == MARKUP
+    assert page.page.title() == f"{MARKUP} · Checkly test report"
+    assert counted(page, "#check-failures tbody tr") == 2
+    assert counted(page, "#check a[target]") == 0
+    assert elements(page) == []
+
+
+def test_every_number_of_awkward_names_is_that_of_the_views(show: Show, extremes: Written) -> None:
+    page = show(extremes)
+    for said in EVERY.values():
+        choose(page, branch=said)
+        assert chosen(page)[2] == said
+        found, wanted = seen(read(page)), expected(extremes, {"branch": said})
+        for name in ("verdicts", "flaky-retry", "flaky-flip", "fixes"):
+            assert found[name] == wanted[name], name
+        with redrawn(page):
+            page.page.click("#reset")
+
+
+def test_a_key_of_any_characters_leads_to_its_check(show: Show, extremes: Written) -> None:
+    page = show(extremes)
+    for said_ in EVERY.values():
+        with redrawn(page):
+            page.page.locator("#failing-now a.check").filter(has_text=said_).click()
+        assert page.page.get_attribute("#check", "data-key") == said_
+        fragment = page.page.url.partition("#")[2]
+        with redrawn(page):
+            page.page.click("#check a.back")
+        again = show(extremes, fragment=fragment)
+        assert again.page.get_attribute("#check", "data-key") == said_
+
+
+def test_a_check_of_two_accounts_is_two_checks(show: Show, extremes: Written) -> None:
+    page = show(extremes)
+    for account, failures in ((ACCOUNT, 1), (OTHER_ACCOUNT, 2)):
+        with redrawn(page):
+            page.page.locator(f'#failing-now a.check[href*="{account}"]').click()
+        assert counted(page, "#check-failures tbody tr") == failures
+        assert page.page.locator("#check [data-name=executions]").first.get_attribute("data-value") == str(failures)
+        with redrawn(page):
+            page.page.go_back()
+
+
+def test_the_way_back_from_a_check_of_two_accounts_leads_to_the_filters_that_one_had(
+    show: Show, extremes: Written
+) -> None:
+    page = show(extremes)
+    with redrawn(page):
+        page.page.locator(f'#failing-now a.check[href*="{ACCOUNT}"]').click()
+    with redrawn(page):
+        page.page.click("#check a.back")
+    assert chosen(page) == ["", "", "", "", "30"]
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_long_names_of_any_script_do_not_widen_the_page(
+    show: Show, extremes: Written, viewport: tuple[int, int]
+) -> None:
+    page = show(extremes, viewport=viewport)
+    assert is_narrow_enough(page)
+    open_details(page)
+    read(page)
+    assert is_narrow_enough(page)
+    screenshot(page, f"report-extremes-{viewport[0]}")
+    for said_ in EVERY.values():
+        go(page, f"check={quote(said_, safe='')}")
+        assert is_narrow_enough(page), said_[:20]
+    go(page, f"branch={quote(LONG, safe='')}&environment={quote(LONG, safe='')}&check=gone")
+    assert is_narrow_enough(page)
+
+
+def test_an_error_outside_of_any_execution_counts_for_its_account(
+    show: Show, new_sqlite: Callable[[], Database], folder: Path
+) -> None:
+    database = new_sqlite()
+    moment = database.read(now)
+    outside = ran(1, "FAILED", at=moment, message="it broke", account_id=ACCOUNT)
+    outside.test_session_results[0]["execution_no"] = None
+    made(database, outside, ran(2, at=moment, account_id=OTHER_ACCOUNT))
+    shown = written(database, folder / "outside.html")
+    page = show(shown)
+    assert seen(read(page))["errors"] == expected(shown, {})["errors"] != {}
+    for account in (ACCOUNT, OTHER_ACCOUNT):
+        choose(page, account=account)
+        assert seen(read(page))["errors"] == expected(shown, {"account": account})["errors"]
+
+
+def test_a_moment_before_midnight_is_still_of_its_day(
+    show: Show, new_sqlite: Callable[[], Database], folder: Path
+) -> None:
+    database = new_sqlite()
+    # Between this and the first day of the last seven lies less than a second.
+    today = datetime.combine(database.read(now).date(), time(), UTC)
+    late = today - timedelta(days=6, milliseconds=300)
+    made(
+        database,
+        ran(1, "FAILED", at=late, check_key="open", message="late"),
+        ran(2, "FAILED", at=late - timedelta(hours=1), check_key="fixed"),
+        ran(3, "PASSED", at=late, check_key="fixed"),
+    )
+    shown = written(database, folder / "midnight.html")
+    page = show(shown)
+    assert_equal(read(page), shown, {})
+    choose(page, period="7")
+    found = seen(read(page))
+    for name, wanted in expected(shown, {"period": "7"}).items():
+        assert found[name] == wanted, name
+
+
+def test_two_names_for_nothing_are_two_filters(show: Show, new_sqlite: Callable[[], Database], folder: Path) -> None:
+    database = new_sqlite()
+    moment = database.read(now)
+    branches = (None, "", "(none)", "main")
+    made(database, *(ran(i + 1, at=moment, branch_name=name, check_key=str(i)) for i, name in enumerate(branches)))
+    page = show(written(database, folder / "nothing.html"))
+    options = page.page.locator("#filter-branch option")
+    keys = []
+    for i in range(1, options.count()):
+        with redrawn(page):
+            page.page.select_option("#filter-branch", index=i)
+        keys.append([line["key"] for line in lines_of(read(page), "heat-strip")])
+    assert sorted(keys) == [["0"], ["1"], ["2"], ["3"]]
+
+
+# --- little, nothing, much ----------------------------------------------------------------------------------
+
+
+def test_an_empty_warehouse_says_what_to_do_next(
+    show: Show, new_sqlite: Callable[[], Database], folder: Path
+) -> None:
+    page = show(written(new_sqlite(), folder / "empty.html"))
+    screenshot(page, "report-empty")
+    for command in ("checkly-etl doctor", "checkly-etl backfill", "checkly-etl sync", "checkly-etl report"):
+        assert command in said(page)
+    assert re.search(r"\d%|NaN|undefined|null|Infinity", said(page)) is None
+    assert_axe_finds_nothing(page)
+
+
+def test_a_warehouse_that_only_knows_what_to_do_says_what_waits(
+    show: Show, new_sqlite: Callable[[], Database], folder: Path
+) -> None:
+    database = new_sqlite()
+    with database.writing() as connection:
+        connection.execute(etl_queue.insert(), queued(0xD4, None, now(connection)))
+    page = show(written(database, folder / "waiting.html"))
+    assert "checkly-etl sync" in said(page)
+    assert "1 id not assigned to an account yet" in said(page, "#trust")
+
+
+def test_one_test_session_is_enough(show: Show, new_sqlite: Callable[[], Database], folder: Path) -> None:
+    database = new_sqlite()
+    made(database, ran(1, at=database.read(now), duration_ms=1500.0))
+    shown = written(database, folder / "one.html")
+    page = show(shown)
+    assert_equal(read(page), shown, {})
+    assert "100%" in said(page, "#verdicts")
+    assert "Nothing is failing here" in said(page, "#failing")
+    assert "No data: nothing here had the chance" in said(page, "#flaky")
+    assert "No data: nothing passed in both weeks" in said(page, "#slower")
+    assert "No errors here" in said(page, "#errors")
+    assert re.search(r"NaN|undefined|Infinity", said(page)) is None
+
+
+def test_what_was_never_decided_has_no_rate(show: Show, new_sqlite: Callable[[], Database], folder: Path) -> None:
+    database = new_sqlite()
+    made(database, *(ran(i, None, at=database.read(now), environment=f"e{i % 2}") for i in range(1, 4)))
+    shown = written(database, folder / "undecided.html")
+    page = show(shown)
+    assert_equal(read(page), shown, {})
+    assert page.page.get_attribute("#verdicts [data-name=pass_rate]", "data-value") == ""
+    assert said(page, "#verdicts [data-name=pass_rate]") == "no data"
+    assert counted(page, "#heat td.cell.none") == DAYS
+    assert counted(page, "#places-rates [data-hits]") == 0
+    assert "no data" in said(page, "#places-rates")
+    for section in ("verdicts", "flaky", "heat", "places"):
+        assert not re.search(r"\d%", said(page, f"#{section}")), section
+    go(page, "check=key")
+    assert "%" not in said(page)
+    assert [said(page, f"#check [data-name={name}]") for name in ("pass_rate", "flip_rate", "commit_flaky_rate")] == [
+        "no data"
+    ] * 3
+
+
+def test_where_nothing_ran_the_page_says_so(show: Show, new_sqlite: Callable[[], Database], folder: Path) -> None:
+    database = new_sqlite()
+    moment = database.read(now)
+    made(database, ran(1, at=moment - timedelta(days=60)))
+    page = show(written(database, folder / "long_ago.html"))
+    assert "Nothing ran in these days" in said(page)
+    assert f"{moment - timedelta(days=60):%Y-%m-%d %H:%M} UTC" in said(page)
+    assert "--since" in said(page)
+    assert re.search(r"\d%|NaN|undefined|Infinity", said(page, "#empty")) is None
+    made(database, ran(2, "FAILED", at=moment - timedelta(days=5)))
+    shown = written(database, folder / "not_today.html")
+    page = show(shown, fragment="period=1")
+    assert_equal(read(page), shown, {"period": "1"})
+    assert said(page, "#verdicts [data-name=pass_rate]") == "no data"
+    assert "No executions here" in said(page, "#heat")
+
+
+@pytest.fixture(scope="module")
+def many(new_sqlite: Callable[[], Database], folder: Path) -> Written:
+    """2,000 checks, half of them broken."""
+    database = new_sqlite()
+    moment = database.read(now)
+    made_of = [
+        execution(
+            number,
+            1 + check,
+            "FAILED" if number == 3 and check % 2 else "PASSED",
+            started_at=moment - timedelta(days=3 - number, hours=1),
+            check_key=f"check {check:04}",
+            check_name=f"{check:04} of the many things that a customer can do",
+            branch_name="main",
+            test_session_result_id=id_(check * 4 + number),
+            account_id=ACCOUNT,
+        )
+        for number in (1, 2, 3)
+        for check in range(2_000)
+    ]
+    history = ran(1, at=moment)
+    sessions = [
+        history.test_sessions[0] | {"test_session_id": id_(number), "branch_name": "main"} for number in (1, 2, 3)
+    ]
+    made(database, History(test_sessions=sessions, check_executions=made_of))
+    return written(database, folder / "many.html")
+
+
+def test_two_thousand_checks_are_drawn_page_by_page(show: Show, many: Written) -> None:
+    page = show(many)
+    drawn = int(str(page.page.get_attribute("html", "data-drawn")))
+    assert drawn < 10_000
+    rows = "#heat-strip tbody tr"
+    assert page.page.get_attribute("#heat-strip", "data-rows") == "2000"
+    assert counted(page, rows) == 30
+    page.page.click("#heat button.more >> text=Show 100 more")
+    assert counted(page, rows) == 130
+    assert page.page.evaluate("document.activeElement.textContent") == "Show 100 more"
+    assert page.page.get_attribute("#failing-now", "data-rows") == "1000"
+    assert counted(page, "#failing-now tbody tr") == 12
+    assert said(page, "#verdicts [data-name=failing_now]") == "1,000"
+    assert is_narrow_enough(page)
+    assert page.page.evaluate("document.querySelectorAll('*').length") < 12_000
+    choose(page, period="1")
+    go(page, "check=check%201999")
+    assert said(page, "#check-title").startswith("1999 of")
+
+
+# --- accessibility ------------------------------------------------------------------------------------------
+
+
+def assert_axe_finds_nothing(page: OpenPage) -> None:
+    found = [f"{one.impact} {one.id}: {one.help}\n    " + "\n    ".join(one.nodes[:4]) for one in axe(page)]
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture(scope="module")
+def fortnight(world: Database, folder: Path) -> Written:
+    """The world of fewer days: axe looks at every cell."""
+    return written(world, folder / "fortnight.html", days=5, views=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("light", {}),
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"viewport": PHONE}),
+        ("phone-dark", {"viewport": PHONE, "color_scheme": "dark"}),
+        ("print", {"media": "print"}),
+    ],
+)
+def test_axe_finds_nothing(show: Show, fortnight: Written, name: str, options: dict[str, Any]) -> None:
+    page = show(fortnight, **options)
+    screenshot(page, f"report-axe-{name}")
+    assert_axe_finds_nothing(page)
+    key = page.page.get_attribute("#heat-strip tbody tr", "data-key")
+    go(page, f"check={key}")
+    assert_axe_finds_nothing(page)
+
+
+def test_axe_finds_nothing_in_what_was_opened_and_sorted(show: Show, extremes: Written) -> None:
+    page = show(extremes)
+    read(page)
+    open_details(page)
+    page.page.click("#failing-now button[data-sort=failures]")
+    assert_axe_finds_nothing(page)
+
+
+def test_a_keyboard_reaches_every_part_in_the_order_of_the_page(show: Show, fortnight: Written) -> None:
+    page = show(fortnight)
+    page.page.keyboard.press("Tab")
+    assert page.page.evaluate("document.activeElement.textContent") == "Skip to the report"
+    page.page.keyboard.press("Enter")
+    page.page.keyboard.press("Tab")
+    assert page.page.evaluate("document.activeElement.closest('#main') !== null")
+
+
+# --- wherever it is opened ----------------------------------------------------------------------------------
+
+
+def test_the_policy_lets_nothing_in(report_of_the_world: Written, extremes: Written) -> None:
+    for shown in (report_of_the_world, extremes):
+        source = shown.path.read_text(encoding="utf-8")
+        policies = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', source)
+        assert len(policies) == 1
+        assert policies[0].startswith("default-src 'none';")
+        assert "unsafe" not in policies[0]
+        assert "http" not in policies[0]
+        assert source.count("<script") == source.count("</script>") == 3
+        # Before anything that it is to hold.
+        assert source.index("Content-Security-Policy") < min(
+            source.index(one) for one in ("<script", "<style", "<link")
+        )
+
+
+EVERYTHING_DRAWN = """() => [document.body.innerText,
+  ...[...document.querySelectorAll("canvas")].map((one) => one.toDataURL()),
+  ...[...document.querySelectorAll("[title]")].map((one) => one.title)]"""
+
+
+def test_the_page_is_the_same_in_every_time_zone_and_language(show: Show, fortnight: Written) -> None:
+    here = show(fortnight).page.evaluate(EVERYTHING_DRAWN)
+    for time_zone, locale in (("America/Los_Angeles", "de-DE"), ("Pacific/Kiritimati", "ar-EG")):
+        there = show(fortnight, time_zone=time_zone, locale=locale).page.evaluate(EVERYTHING_DRAWN)
+        assert there[0] == here[0]
+        assert there == here
+
+
+def test_without_javascript_the_page_says_that_it_needs_it(show: Show, report_of_the_world: Written) -> None:
+    page = show(report_of_the_world, java_script=False)
+    assert "JavaScript is off" in said(page)
+
+
+# A colour of the charts, as each scheme has it: that of what passed.
+LIGHT, DARK = (0x2E, 0x9A, 0x5B), (0x3F, 0xB8, 0x71)
+PIXELS = """() => [...document.querySelectorAll("#verdicts-chart canvas")].flatMap((one) => {
+  const copy = Object.assign(document.createElement("canvas"), {width: one.width, height: one.height})
+    .getContext("2d", {willReadFrequently: true});
+  copy.drawImage(one, 0, 0);
+  const {data} = copy.getImageData(0, 0, one.width, one.height);
+  const found = new Set();
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i + 3] === 255) found.add(`${data[i]},${data[i + 1]},${data[i + 2]}`);
+  }
+  return [...found];
+})"""
+
+
+def colours(page: OpenPage) -> set[tuple[int, ...]]:
+    return {tuple(map(int, one.split(","))) for one in page.page.evaluate(PIXELS)}
+
+
+def test_charts_have_the_colours_of_the_scheme_and_paper_is_always_light(show: Show, fortnight: Written) -> None:
+    page = show(fortnight, color_scheme="dark")
+    assert DARK in colours(page)
+    assert LIGHT not in colours(page)
+    page.page.emulate_media(media="print")
+    page.page.wait_for_timeout(200)
+    assert LIGHT in colours(page)
+    assert DARK not in colours(page)
+    page.page.emulate_media(media="screen")
+    page.page.wait_for_timeout(200)
+    assert DARK in colours(page)
+    page.page.emulate_media(color_scheme="light")
+    page.page.wait_for_timeout(200)
+    assert LIGHT in colours(page)
+
+
+def test_a_dark_page_is_printed_light(show: Show, fortnight: Written) -> None:
+    page = show(fortnight, color_scheme="dark")
+    pdf = page.page.pdf()
+    pictures = []
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+        try:
+            pictures.append(zlib.decompress(stream))
+        except zlib.error:
+            continue
+    assert any(bytes(LIGHT) * 3 in one for one in pictures)
+    assert not any(bytes(DARK) * 3 in one for one in pictures)
+    assert DARK in colours(page)  # and the screen has its own again
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"viewport": PHONE}),
+        ("phone-dark", {"viewport": PHONE, "color_scheme": "dark"}),
+        ("print", {"media": "print", "color_scheme": "dark"}),
+    ],
+)
+def test_pictures(show: Show, report_of_the_world: Written, name: str, options: dict[str, Any]) -> None:
+    page = show(report_of_the_world, **options)
+    screenshot(page, f"report-{name}")
+    assert is_narrow_enough(page)
