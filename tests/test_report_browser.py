@@ -267,8 +267,9 @@ def is_narrow_enough(page: OpenPage) -> bool:
 
 
 # What reaches beyond the window's edge, and no box around it scrolls.
-WIDEST = """() => [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > innerWidth
-  && !one.closest(".scroll")).map((one) => `${one.tagName}#${one.id}.${one.className} ${one.textContent.slice(0, 20)}`)"""
+WIDEST = """() => [...document.querySelectorAll("body *")]
+  .filter((one) => one.getBoundingClientRect().right > innerWidth && !one.closest(".scroll"))
+  .map((one) => `${one.tagName}#${one.id}.${one.className} ${one.textContent.slice(0, 20)}`)"""
 
 
 # --- what the page says -------------------------------------------------------------------------------------
@@ -1149,8 +1150,8 @@ def elements(page: OpenPage) -> list[str]:
     """What only markup could have brought there."""
     return list(
         page.page.evaluate(
-            """() => [...document.querySelectorAll("img, iframe, object, embed, [onerror], [style*=url], main script, "
-                 + "header script, main b b")].map((one) => one.outerHTML)"""
+            """() => [...document.querySelectorAll("img, iframe, object, embed, [onerror], [style*=url], "
+                 + "main script, header script, main b b")].map((one) => one.outerHTML)"""
         )
     )
 
@@ -1428,9 +1429,9 @@ def assert_axe_finds_nothing(page: OpenPage) -> None:
 
 
 @pytest.fixture(scope="module")
-def fortnight(world: Database, folder: Path) -> Written:
+def few_days(world: Database, folder: Path) -> Written:
     """The world of fewer days: axe looks at every cell."""
-    return written(world, folder / "fortnight.html", days=5, views=False)
+    return written(world, folder / "few_days.html", days=4, views=False)
 
 
 @pytest.mark.parametrize(
@@ -1443,10 +1444,12 @@ def fortnight(world: Database, folder: Path) -> Written:
         ("print", {"media": "print"}),
     ],
 )
-def test_axe_finds_nothing(show: Show, fortnight: Written, name: str, options: dict[str, Any]) -> None:
-    page = show(fortnight, **options)
+def test_axe_finds_nothing(show: Show, few_days: Written, name: str, options: dict[str, Any]) -> None:
+    page = show(few_days, **options)
     screenshot(page, f"report-axe-{name}")
     assert_axe_finds_nothing(page)
+    if name not in ("light", "phone-dark"):
+        return
     key = page.page.get_attribute("#heat-strip tbody tr", "data-key")
     go(page, f"check={key}")
     assert_axe_finds_nothing(page)
@@ -1460,8 +1463,8 @@ def test_axe_finds_nothing_in_what_was_opened_and_sorted(show: Show, extremes: W
     assert_axe_finds_nothing(page)
 
 
-def test_a_keyboard_reaches_every_part_in_the_order_of_the_page(show: Show, fortnight: Written) -> None:
-    page = show(fortnight)
+def test_a_keyboard_reaches_every_part_in_the_order_of_the_page(show: Show, few_days: Written) -> None:
+    page = show(few_days)
     page.page.keyboard.press("Tab")
     assert page.page.evaluate("document.activeElement.textContent") == "Skip to the report"
     page.page.keyboard.press("Enter")
@@ -1492,10 +1495,10 @@ EVERYTHING_DRAWN = """() => [document.body.innerText,
   ...[...document.querySelectorAll("[title]")].map((one) => one.title)]"""
 
 
-def test_the_page_is_the_same_in_every_time_zone_and_language(show: Show, fortnight: Written) -> None:
-    here = show(fortnight).page.evaluate(EVERYTHING_DRAWN)
+def test_the_page_is_the_same_in_every_time_zone_and_language(show: Show, few_days: Written) -> None:
+    here = show(few_days).page.evaluate(EVERYTHING_DRAWN)
     for time_zone, locale in (("America/Los_Angeles", "de-DE"), ("Pacific/Kiritimati", "ar-EG")):
-        there = show(fortnight, time_zone=time_zone, locale=locale).page.evaluate(EVERYTHING_DRAWN)
+        there = show(few_days, time_zone=time_zone, locale=locale).page.evaluate(EVERYTHING_DRAWN)
         assert there[0] == here[0]
         assert there == here
 
@@ -1524,8 +1527,8 @@ def colours(page: OpenPage) -> set[tuple[int, ...]]:
     return {tuple(map(int, one.split(","))) for one in page.page.evaluate(PIXELS)}
 
 
-def test_charts_have_the_colours_of_the_scheme_and_paper_is_always_light(show: Show, fortnight: Written) -> None:
-    page = show(fortnight, color_scheme="dark")
+def test_charts_have_the_colours_of_the_scheme_and_paper_is_always_light(show: Show, few_days: Written) -> None:
+    page = show(few_days, color_scheme="dark")
     assert DARK in colours(page)
     assert LIGHT not in colours(page)
     page.page.emulate_media(media="print")
@@ -1540,17 +1543,24 @@ def test_charts_have_the_colours_of_the_scheme_and_paper_is_always_light(show: S
     assert LIGHT in colours(page)
 
 
-def test_a_dark_page_is_printed_light(show: Show, fortnight: Written) -> None:
-    page = show(fortnight, color_scheme="dark")
+def as_pdf(colour: tuple[int, ...]) -> bytes:
+    """The colour as a page of PDF fills with it."""
+    return " ".join(f"{round(one / 255, 4):g}".removeprefix("0") for one in colour).encode() + b" rg"
+
+
+def test_a_dark_page_is_printed_light(show: Show, few_days: Written) -> None:
+    page = show(few_days, color_scheme="dark")
+    drawn = b""
+    page.page.emulate_media(media="null")  # paper is paper, whatever the harness had set
     pdf = page.page.pdf()
-    pictures = []
-    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+    for stream in re.finditer(rb"stream\r?\n", pdf):
         try:
-            pictures.append(zlib.decompress(stream))
+            drawn += zlib.decompressobj().decompress(pdf[stream.end() :])
         except zlib.error:
             continue
-    assert any(bytes(LIGHT) * 3 in one for one in pictures)
-    assert not any(bytes(DARK) * 3 in one for one in pictures)
+    # Chromium prints a canvas as what was drawn in it.
+    assert as_pdf(LIGHT) in drawn
+    assert as_pdf(DARK) not in drawn
     assert DARK in colours(page)  # and the screen has its own again
 
 
@@ -1566,4 +1576,4 @@ def test_a_dark_page_is_printed_light(show: Show, fortnight: Written) -> None:
 def test_pictures(show: Show, report_of_the_world: Written, name: str, options: dict[str, Any]) -> None:
     page = show(report_of_the_world, **options)
     screenshot(page, f"report-{name}")
-    assert is_narrow_enough(page)
+    assert name == "print" or is_narrow_enough(page)
