@@ -859,7 +859,6 @@ def test_a_press_sorts_by_that_column_and_another_press_the_other_way(
     assert len(set(values)) > 2
     assert pressed(page, "fixes-longest").pop("failures") == "descending"
     page.page.click("#fixes-longest button[data-sort=failures]")
-    assert shown_values(page, "fixes-longest", "failures") == values[::-1] or values != values[::-1]
     values = shown_values(page, "fixes-longest", "failures")
     assert values == sorted(values, key=float)  # type: ignore[arg-type]
     assert pressed(page, "fixes-longest").pop("failures") == "ascending"
