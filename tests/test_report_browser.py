@@ -552,12 +552,15 @@ def heat(views: Views, daily: list[Row]) -> dict[str, list[str]]:
     days = [views.first + timedelta(days=number) for number in range(views.days)]
     cells: dict[str, dict[date, list[int]]] = {}
     for row in daily:
-        counts = cells.setdefault(row["check_key"], {}).setdefault(row["day"], [0, 0])
-        counts[0] += row["failed"]
-        counts[1] += row["decided"]
+        counts = cells.setdefault(row["check_key"], {}).setdefault(row["day"], [0, 0, 0])
+        for i, name in enumerate(("failed", "decided", "executions")):
+            counts[i] += row[name]
 
     def cell(day: date, counts: list[int] | None) -> str:
-        return f"{day}: " + (f"{counts[0]:,} of {counts[1]:,} failed" if counts and counts[1] else "no data")
+        if counts is None:
+            return f"{day}: no data"
+        failed, decided, executions = counts
+        return f"{day}: " + (f"{failed:,} of {decided:,} failed" if decided else f"{executions:,} undecided")
 
     return {key: [cell(day, found.get(day)) for day in days] for key, found in cells.items()}
 
@@ -806,7 +809,9 @@ def test_what_the_page_does_not_know_filters_nothing(opened: OpenPage, unfiltere
         afresh(opened)
         go(opened, fragment)
         assert chosen(opened) == ["", "", "", "", "30"]
-        assert seen(read(opened)) == seen(unfiltered)
+        executions = opened.page.get_attribute("#verdicts [data-name=executions]", "data-value")
+        assert int(executions or 0) == unfiltered["tiles"]["verdicts"]["executions"]
+    assert seen(read(opened)) == seen(unfiltered)
 
 
 def test_a_filter_keeps_the_focus_where_it_is(opened: OpenPage) -> None:
@@ -1342,7 +1347,8 @@ def test_what_was_never_decided_has_no_rate(show: Show, new_sqlite: Callable[[],
     assert_equal(read(page), shown, {})
     assert page.page.get_attribute("#verdicts [data-name=pass_rate]", "data-value") == ""
     assert said(page, "#verdicts [data-name=pass_rate]") == "no data"
-    assert counted(page, "#heat td.cell.none") == DAYS
+    assert counted(page, "#heat td.cell.none") == DAYS - 1
+    assert counted(page, "#heat td.cell.undecided") == 1
     assert counted(page, "#places-rates [data-hits]") == 0
     assert "no data" in said(page, "#places-rates")
     for section in ("verdicts", "flaky", "heat", "places"):

@@ -50,7 +50,7 @@ class Warehouse {
       (check) => (/^[0-9a-f]{8}-/.test(this.texts[check.check_key]) ? this.texts[check.check_key].slice(0, 8) : "without an id"),
       (check) => this.texts[check.check_type] || "no type",
       (check) => this.accountNames.get(check.account_id) ?? NO_DATA,
-      (check) => clip(this.texts[check.check_key], 40),
+      (check) => this.texts[check.check_key],
     ];
     for (const same of twins.values()) {
       for (const check of same) check.twin = "";
@@ -58,7 +58,7 @@ class Warehouse {
       const differ = (labels) => new Set(labels).size === same.length;
       const used = ways.filter((way) => new Set(same.map(way)).size > 1);
       const one = used.find((way) => differ(same.map(way)));
-      for (const check of same) check.twin = one ? one(check) : used.map((way) => way(check)).join(", ");
+      for (const check of same) check.twin = clip(one ? one(check) : used.map((way) => way(check)).join(", "), 40);
     }
   }
 

@@ -52,7 +52,7 @@ function message(page, error, length = 240) {
   const text = page.warehouse.texts[error.cleaned_error_message];
   if (!text) return none("no message");
   if (text.length <= length) return foreign(text, { class: "message" });
-  return h("details", { class: "message" }, h("summary", {}, foreign(clip(text, length))), foreign(text));
+  return h("details", { class: "message" }, h("summary", {}, foreign(clip(text, length))), foreign(text, { tabindex: "0", role: "group", "aria-label": "The whole message" }));
 }
 
 function messagesOf(page, failure) {
