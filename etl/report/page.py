@@ -24,7 +24,7 @@ LIBRARY = "uPlot.iife.min.js"
 def html(content: Mapping[str, Any]) -> str:
     """The document; `content` is what its scripts read. Of the same content it is the same, byte for byte."""
     data = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
-    packed = base64.b64encode(gzip.compress(data.encode("utf-8", "replace"), mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(data.encode("utf-8", "replace"), compresslevel=7, mtime=0)).decode()
     style = _read("uplot", "uPlot.min.css") + _read("page", "page.css")
     library = _read("uplot", LIBRARY)
     own = "\n".join(_read("page", name) for name in SCRIPTS)

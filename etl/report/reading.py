@@ -275,6 +275,7 @@ class _Coder:
     texts: list[str | None] = field(default_factory=lambda: [None])
     folded: set[str | None] = field(default_factory=set)
     _text_numbers: dict[str, int] = field(default_factory=dict)
+    _day_numbers: dict[date | str, int] = field(default_factory=dict)
     _check_numbers: dict[tuple[str | None, str], int] = field(default_factory=dict)
 
     def columns(self, rows: Sequence[Row]) -> Columns:
@@ -287,7 +288,7 @@ class _Coder:
             coded["check"] = [self._check(row["account_id"], row["check_key"]) for row in rows]
             names = [name for name in names if name not in ("account_id", "check_key")]
         for name in names:
-            coded[name] = [self._value(name, row[name]) for row in rows]
+            coded[name] = [*map(self._coder(name), [row[name] for row in rows])]
         return coded
 
     def checks(self, rows: Sequence[Row]) -> Columns:
@@ -297,7 +298,7 @@ class _Coder:
         if len(found) != len(self._check_numbers):
             raise AssertionError("a view named a check that v_checks does not know")
         names = list(rows[0]) if rows else []
-        return {name: [self._value(name, row[name]) for row in found] for name in names}
+        return {name: [*map(self._coder(name), [row[name] for row in found])] for name in names}
 
     def fold_branches(self, daily: Iterable[Row]) -> None:
         """From here on, the branches with few executions are one."""
@@ -312,9 +313,11 @@ class _Coder:
         if not self.folded:
             return rows
         sums: dict[tuple[Any, ...], dict[str, Any]] = {}
-        other = f"({len(self.folded)} other branches)"
         for row in rows:
-            changed = {**row, "branch_name": other} if row["branch_name"] in self.folded else dict(row)
+            changed = dict(row)
+            # Any of them stands for all.
+            if row["branch_name"] in self.folded:
+                changed["branch_name"] = next(iter(self.folded))
             key = tuple(value for name, value in changed.items() if name in _KEYS)
             if key not in sums:
                 sums[key] = changed
@@ -333,20 +336,30 @@ class _Coder:
             return -1
         return self._check_numbers.setdefault((_text(account), key), len(self._check_numbers))
 
-    def _value(self, name: str, value: Any) -> Any:
+    def _coder(self, name: str) -> Callable[[Any], Any]:
+        """What makes of a column's value what stands in the page."""
         if name == "day":
-            return (_day(value) - self.first_day).days
-        if name == "branch_name" and value in self.folded:
-            value = f"({len(self.folded)} other branches)"
-        if value is None:
-            return None if name.endswith("_at") or name in _NUMBERS else 0
+            return self._day_number
+        if name == "branch_name" and self.folded:
+            other = f"({len(self.folded)} other branches)"
+            return lambda value: self.text(other if value in self.folded else value)
         if name.endswith("_at") or name in ("first_seen", "last_seen"):
-            return _seconds(value)
-        if isinstance(value, (bool, int)):
-            return int(value)
-        if isinstance(value, (float, Decimal)):
-            return round(value) if "_ms" in name or isinstance(value, Decimal) else value
-        return self._number(str(value))
+            return lambda value: None if value is None else _seconds(value)
+        nothing = None if name in _NUMBERS else 0
+
+        def number_or_text(value: Any) -> Any:
+            if isinstance(value, int):  # booleans, too
+                return int(value)
+            if isinstance(value, (float, Decimal)):
+                return round(value) if "_ms" in name or isinstance(value, Decimal) else value
+            return nothing if value is None else self._number(str(value))
+
+        return number_or_text
+
+    def _day_number(self, value: date | str) -> int:
+        if value not in self._day_numbers:
+            self._day_numbers[value] = (_day(value) - self.first_day).days
+        return self._day_numbers[value]
 
     def _number(self, value: str) -> int:
         if value not in self._text_numbers:
@@ -362,7 +375,7 @@ _KEYS = frozenset(
 # Columns that may be null and are no text: null stays null.
 _NUMBERS = frozenset(
     {
-        "first_seen", "last_seen", "hours_until_loss", "coverage", "time_to_fix_ms", "ratio", "duration_ms",
+        "hours_until_loss", "coverage", "time_to_fix_ms", "ratio", "duration_ms",
         "recent_p95_duration_ms", "baseline_p95_duration_ms",
     }
 )  # fmt: skip
