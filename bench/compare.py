@@ -6,8 +6,9 @@
 From the root of the checkout. Parts: `load` (first load and identical reload), `latency` (the same API, each answer
 25 ms late), `memory` (peak at several sizes), `small` (`--help`, an idle `sync`). The API is a process of its own,
 whose CPU counts for nobody, and so is each contestant; rounds are interleaved, medians are printed, and what was
-written is compared with the source after each load. PostgreSQL is that of TEST_DATABASE_URL (a role that may create databases:
-`etl_bench_…`, dropped at the end), else the tests' own. The figures are of this machine and of what else it does.
+written is compared with the source after each load. PostgreSQL is that of TEST_DATABASE_URL (a role that may create
+databases: `etl_bench_…`, dropped at the end), else the tests' own. The figures are of this machine and of what else
+it does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -97,16 +99,15 @@ class Table:
 
     def print(self, peer: Callable[[str], str]) -> None:
         """As Markdown; `peer` says beside which contestant another is put, or nothing."""
-        print(
-            "| what | wall s | CPU s | peak MB | dlt / it, wall | dlt / it, CPU |\n| --- | --- | --- | --- | --- | --- |"
-        )
+        print("| what | wall s | CPU s | peak MB | dlt / it, wall | dlt / it, CPU |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for who, what in self.took:
             here = self.median(who, what)
             there = self.median(peer(who), what) if peer(who) != who else None
             assert here is not None
-            ratios = (
-                ["–", "–"] if there is None else [f"{there.wall / here.wall:.1f} ×", f"{there.cpu / here.cpu:.1f} ×"]
-            )
+            ratios = ["–", "–"]
+            if there is not None:
+                ratios = [f"{there.wall / here.wall:.1f} ×", f"{there.cpu / here.cpu:.1f} ×"]
             cells = [
                 ", ".join(filter(None, (who, what))),
                 f"{here.wall:.2f}",
@@ -383,6 +384,7 @@ def main() -> None:
         if part not in PARTS:
             parser.error(f"{part} is none of {', '.join(PARTS)}")
     measure = dict(zip(PARTS, (load, latency, memory, small), strict=True))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its databases are dropped all the same
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etl-bench-")))
         server = os.environ.get("TEST_DATABASE_URL")
