@@ -14,6 +14,7 @@ it does.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -125,6 +126,7 @@ class Bench:
     folder: Path
     server: str  # URL of a PostgreSQL
     concurrency: int
+    env: dict[str, str]
     api: str = ""
     expected: dict[str, Any] = field(default_factory=dict)
     wal: list[str] = field(default_factory=list)  # what forced reloads wrote, in words
@@ -134,10 +136,16 @@ class Bench:
         """A process as a user would start it, its output into files. Raises if it fails."""
         figures, out, err = (self.folder / name for name in ("figures", "out", "err"))
         with out.open("w") as stdout, err.open("w") as stderr:
-            subprocess.run(
+            launcher = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", LAUNCHER, str(figures), *argv],
-                env={**os.environ, **(env or {})}, cwd=self.folder, stdout=stdout, stderr=stderr, check=True,
+                env={**self.env, **(env or {})}, cwd=self.folder, stdout=stdout, stderr=stderr,
+                start_new_session=True,
             )  # fmt: skip
+            try:
+                launcher.wait()
+            except BaseException:
+                os.killpg(launcher.pid, signal.SIGKILL)
+                raise
         code, wall, cpu, peak = json.loads(figures.read_text())
         if code != 0:
             raise SystemExit(f"{' '.join(argv)}: exit {code}\n{err.read_text()[-3000:]}")
@@ -392,7 +400,10 @@ def main() -> None:
             from tests.torture.servers import OwnPostgres
 
             server = stack.enter_context(OwnPostgres()).url
-        bench = Bench(folder, server, arguments.concurrency)
+        # As after an install: our modules are compiled, and nothing that is set here makes Python another one.
+        compileall.compile_dir(ROOT / "etl", quiet=1)
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CHECKLY_"))}
+        bench = Bench(folder, server, arguments.concurrency, env)
         stack.callback(lambda: bench.drop(bench.made))
         print(_machine(bench), flush=True)
         for part in arguments.parts:
