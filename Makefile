@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
@@ -15,7 +16,7 @@ LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check static dbt lock docs clean
+.PHONY: help demo test torture check static dbt bench lock docs clean
 
 help:
 	@echo "make demo    simulated test sessions, exported into ./demo/warehouse.db, in a minute"
@@ -24,6 +25,7 @@ help:
 	@echo "make torture tests/torture at length: kills, crashes, cuts, full disks, hostile documents (an hour)"
 	@echo "make static  ruff, mypy, import-linter and alembic check"
 	@echo "make dbt     the dbt project of dbt/, built by a real dbt in a venv of its own"
+	@echo "make bench   seconds and memory beside a dlt pipeline and the floors (BENCH_ARGS=--help: parts, sizes, rounds)"
 	@echo "make lock    write requirements/*.txt anew (LOCK_ARGS=--upgrade for newer versions)"
 	@echo "make docs    write docs/warehouse.md and dbt/models/sources.yml anew from the comments of tables and views"
 	@echo "make clean   delete what these targets made"
@@ -63,6 +65,9 @@ static: .venv/.dev
 dbt: .venv/.dev .venv/.dbt
 	@CHECKLY_ETL_TEST_DBT="$(CURDIR)/.venv/dbt/bin/dbt" $(PYTEST) -q tests/test_dbt.py $(PYTEST_ARGS)
 
+bench: .venv/.dev .venv/.bench
+	@$(PY) -m bench.compare $(BENCH_ARGS)
+
 lock: .venv/.dev
 	@echo "requirements/run.txt"
 	@$(LOCK) $(LOCK_ARGS) -o requirements/run.txt pyproject.toml
@@ -73,6 +78,8 @@ lock: .venv/.dev
 		pyproject.toml requirements/build.in requirements/dev.in
 	@echo "requirements/dbt.txt"
 	@$(LOCK) $(LOCK_ARGS) -o requirements/dbt.txt requirements/dbt.in
+	@echo "requirements/bench.txt"
+	@$(LOCK) $(LOCK_ARGS) -o requirements/bench.txt requirements/bench.in
 
 docs: .venv/.dev
 	@$(PY) docs/generate_warehouse.py
@@ -114,4 +121,12 @@ clean:
 	@rm -rf .venv/dbt
 	@"$(PYTHON)" -m venv .venv/dbt
 	@.venv/dbt/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/dbt.txt
+	@touch $@
+
+# The same for dlt, which brings another psycopg.
+.venv/.bench: .venv/.made requirements/bench.txt
+	@echo "Installing dlt (once) ..."
+	@rm -rf .venv/bench
+	@"$(PYTHON)" -m venv .venv/bench
+	@.venv/bench/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/bench.txt
 	@touch $@
