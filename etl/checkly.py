@@ -31,6 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import urlencode
@@ -415,11 +416,23 @@ class Client:
             with self._lock:
                 self.calls.outcomes[outcome] += 1
 
+    def _request(self, url: str) -> requests.PreparedRequest:
+        request = self._prepared.copy()
+        request.url = f"{self._prepared.url}{url.removeprefix(self.api_url)}"
+        return request
+
+    @cached_property
+    def _prepared(self) -> requests.PreparedRequest:
+        """What all requests have in common: preparing costs as much as sending."""
+        request = requests.Request("GET", self.api_url, headers=self._headers).prepare()
+        request.url = (request.url or "").rstrip("/")
+        return request
+
     def _exchange(self, url: str, what: str, may_be_large: bool) -> Document:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
         try:
             response = self._adapter.send(
-                requests.Request("GET", url, headers=self._headers).prepare(),
+                self._request(url),
                 stream=True,
                 timeout=_Deadline(self._timeout),  # type: ignore[arg-type]
                 proxies=self._proxies,

@@ -438,6 +438,18 @@ def normalize_test_session(
     return rows
 
 
+def unchanged(held: Mapping[str, Any]) -> TestSessionRows:
+    """What stands for a test session of which we hold just what was fetched: its columns, and nothing to write."""
+    return TestSessionRows(
+        test_session=dict(held),
+        results=None,
+        executions=None,
+        error_group_ids=None,
+        result_error_groups=[],
+        drift=Drift(),
+    )
+
+
 def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGroupRows:
     """Rows of one error group. Raises PayloadError for another id than the one asked for."""
     drift = Drift()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -29,7 +30,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from etl import process
 from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
@@ -141,6 +141,19 @@ def held_columns(connection: Connection, ids: Collection[str], *, lock: bool = F
     return held
 
 
+def still_held(connection: Connection, batch: Sequence[SessionRows]) -> set[str]:
+    """Those of the sessions that we hold with the very hashes of their rows."""
+    found: set[str] = set()
+    wanted = {rows.test_session_id: rows.test_session for rows in batch}
+    for some in chunks(sorted(wanted)):
+        query = select(_s.test_session_id, _s.payload_sha256, _s.summary_sha256).where(_s.test_session_id.in_(some))
+        for id_, payload_sha256, summary_sha256 in connection.execute(query):
+            row = wanted[id_]
+            if (payload_sha256, summary_sha256) == (row["payload_sha256"], row["summary_sha256"]):
+                found.add(id_)
+    return found
+
+
 def save_test_sessions(
     connection: Connection, batch: Sequence[SessionRows], *, etl_run_id: str | None, rewrite: bool = False
 ) -> Saved:
@@ -199,7 +212,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> No
         )
     for_good = [row for rows in told if rows.is_final for row in rows.results or ()]
     for_now = [row for rows in told if not rows.is_final for row in rows.results or ()]
-    _insert(connection, test_session_results, for_good)
+    _insert_at_once(connection, test_session_results, for_good)
     _upsert(connection, test_session_results, for_now)
     _insert_at_once(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
@@ -229,14 +242,10 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
     groups: dict[str, Any] = {}
     for link in sorted([*result_links, *session_links], key=lambda link: str(link["test_session_id"])):
         groups.setdefault(link["error_group_id"], accounts[link["test_session_id"]])
-    _insert(
-        connection,
-        error_groups,
-        [{"error_group_id": group, "account_id": groups[group]} for group in sorted(groups)],
-        or_keep=True,
-    )
-    _insert(connection, test_session_error_groups, session_links, or_keep=True)
-    _insert(connection, test_session_result_error_groups, result_links, or_keep=True)
+    known = [{"error_group_id": group, "account_id": groups[group]} for group in sorted(groups)]
+    _insert_at_once(connection, error_groups, known, or_keep=True)
+    _insert_at_once(connection, test_session_error_groups, session_links, or_keep=True)
+    _insert_at_once(connection, test_session_result_error_groups, result_links, or_keep=True)
 
 
 def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
@@ -713,9 +722,8 @@ def count_test_sessions(connection: Connection) -> int:
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, table: Table, rows: Rows, *, or_keep: bool = False) -> None:
-    statement = insert(connection, table)
-    _execute(connection, statement.on_conflict_do_nothing() if or_keep else statement, rows)
+def _insert(connection: Connection, table: Table, rows: Rows) -> None:
+    _execute(connection, insert(connection, table), rows)
 
 
 def _upsert(connection: Connection, table: Table, rows: Rows, *, keep: Collection[str] = ()) -> None:
@@ -730,27 +738,47 @@ def _upsert(connection: Connection, table: Table, rows: Rows, *, keep: Collectio
     _execute(connection, statement, rows)
 
 
-def _insert_at_once(connection: Connection, table: Table, rows: Rows) -> None:
-    """A chunk in one statement: a trigger costs as much for each statement as for a hundred rows."""
+def _insert_at_once(connection: Connection, table: Table, rows: Rows, *, or_keep: bool = False) -> None:
+    """A thousand in a statement: a trigger costs as much for each statement as for a hundred rows."""
+    conflict = " ON CONFLICT DO NOTHING" if or_keep else ""
     dialect = connection.dialect
-    for values in _values(table, rows):
-        columns = [table.c[name] for name in values[0]]
+    for some in chunks(rows, 1000):
+        names = _names(some)
+        listed = ", ".join(names)
         if dialect.name == "postgresql":
-            arrays = [func.unnest(bindparam(c.name, type_=ARRAY(c.type))).label(c.name) for c in columns]
+            # One parameter: psycopg adapts value by value, msgspec writes all of them in one go.
+            source = f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
             connection.execute(
-                insert(connection, table).from_select(columns, select(*arrays)),
-                {column.name: [row[column.name] for row in values] for column in columns},
+                text(f"INSERT INTO {table.name} ({listed}) SELECT {listed} FROM {source}{conflict}"),
+                {"rows": msgspec.json.encode(some).decode()},
             )
             continue
         # Not values(…) of SQLAlchemy: to compile 26,000 parameters takes longer than to insert them.
-        as_stored = [(c.name, c.type.dialect_impl(dialect).bind_processor(dialect)) for c in columns]
-        stored = tuple(to(row[name]) if to else row[name] for row in values for name, to in as_stored)
-        marks = f"({', '.join('?' for _ in columns)})"
-        connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({', '.join(c.name for c in columns)}) "
-            f"VALUES {', '.join(marks for _ in values)}",
-            stored,
+        as_stored = [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
+        get: Any = attrgetter(*names) if isinstance(some[0], msgspec.Struct) else itemgetter(*names)
+        stored = tuple(
+            value if to is None or value is None else to(value)
+            for row in some
+            for value, to in zip(get(row), as_stored, strict=True)
         )
+        marks = f"({', '.join('?' for _ in names)})"
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} ({listed}) VALUES {', '.join(marks for _ in some)}{conflict}", stored
+        )
+
+
+def _names(rows: Rows) -> list[str]:
+    """The columns that each of the rows has."""
+    first = rows[0]
+    if isinstance(first, msgspec.Struct):
+        same = all(type(row) is type(first) for row in rows)
+        names = list(first.__struct_fields__)
+    else:
+        same = all(isinstance(row, dict) and row.keys() == first.keys() for row in rows)
+        names = list(first)
+    if not same:
+        raise AssertionError(f"rows differ in their columns, the first has {', '.join(names)}")
+    return names
 
 
 def _execute(connection: Connection, statement: Any, rows: Rows) -> None:

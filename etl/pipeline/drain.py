@@ -51,6 +51,9 @@ FAILURES_IN_A_ROW = 10  # of the API with no answer between: an outage
 FIRST_RETRY = timedelta(minutes=1)  # doubles with each attempt
 LONGEST_RETRY = timedelta(hours=1)
 NEVER = -timedelta(days=365)  # a session that ends so far in the future has a wrong clock: it is not waited for
+BATCH = 64  # sessions that are recorded together: a transaction costs as much as the rows of ten of them
+BATCH_BYTES = 3_000_000
+BATCH_SECONDS = 0.25  # for which a document that came waits for others
 POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
 
 
@@ -89,7 +92,7 @@ class _Fetched:
     work: _Work
     rows: TestSessionRows  # without results and executions if the document is large
     detail: Document
-    results: int
+    results: int | None  # None: we held just this when it was claimed, so it was not normalized
 
     @property
     def claim(self) -> Claim:
@@ -141,6 +144,8 @@ class _Drain:
         self._waiting: deque[_Work] = deque()
         self._large: deque[_Work] = deque()  # to be fetched alone
         self._flying: dict[Future[_Brought], Claim] = {}
+        self._brought: deque[_Brought] = deque()  # came, and is not recorded yet
+        self._brought_since = 0.0
         self._suspects: list[_Failed] = []  # failed since the last answer: whose fault it is, is not known yet
         self._held_ids: set[str] = set()
 
@@ -173,15 +178,19 @@ class _Drain:
                     alone = self._submit(pool, self._large.popleft(), alone=True)
                 if not self._flying:
                     break
-                done, _ = wait(self._flying, timeout=1, return_when=FIRST_COMPLETED)
+                patience = BATCH_SECONDS if self._brought else 1
+                done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
                 if done:
+                    if not self._brought:
+                        self._brought_since = time.monotonic()
                     for future in done:
                         del self._flying[future]
-                    brought = deque(future.result() for future in done)
+                    self._brought.extend(future.result() for future in done)
                     alone = None if alone in done else alone
                     done.clear()  # a future holds its document
                     del future
-                    self._record_all(brought)
+                if self._brought and self._is_time_to_record():
+                    self._record_all()
                     progressed = True
                 if progressed and time.monotonic() - renewed_at > lease / 3:
                     self._renew()
@@ -194,6 +203,16 @@ class _Drain:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_time_to_record(self) -> bool:
+        """Many together; but nobody waits for a failure, nor for what does not come."""
+        return (
+            len(self._brought) >= BATCH
+            or not (self._flying or self._waiting)
+            or time.monotonic() - self._brought_since >= BATCH_SECONDS
+            or any(item.error is not None for item in self._brought)
+            or sum(item.size for item in self._brought) >= BATCH_BYTES
+        )
 
     def _submit(self, pool: ThreadPoolExecutor, work: _Work, *, alone: bool = False) -> Future[_Brought]:
         future = pool.submit(self._fetch, work, alone)
@@ -211,6 +230,7 @@ class _Drain:
         """Renew every claim in hand; those that are no longer ours are not begun."""
         mine = [work.claim for work in (*self._waiting, *self._large)]
         mine += [*self._flying.values(), *(suspect.claim for suspect in self._suspects)]
+        mine += [item.work.claim for item in self._brought]
         ours = self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
         for works in (self._waiting, self._large):
             kept = [work for work in works if work.claim.test_session_id in ours]
@@ -254,12 +274,12 @@ class _Drain:
             return _Brought(work, error=error)
         return _Brought(work, document)
 
-    def _record_all(self, brought: deque[_Brought]) -> None:
+    def _record_all(self) -> None:
         """Sort what the workers brought, record it in batches, then raise what ends the drain."""
         fatal: EtlError | None = None
-        while brought:
+        while self._brought:
             batch = _Batch()
-            for item in _next_batch(brought):
+            for item in _next_batch(self._brought):
                 fatal = self._sort(item, batch) or fatal
             self._record(batch)
         if fatal is not None:
@@ -303,6 +323,8 @@ class _Drain:
         work = item.work
         if item.document is None:
             return _Failed(work.claim, item.error or AssertionError("neither document nor error"))
+        if held := self._held_just_so(work, item.document):
+            return _Fetched(work, normalize.unchanged(held), item.document, results=None)
         try:
             rows = self._rows(work, item.document)
         except Exception as error:  # noqa: BLE001 - bugs are raised at the end of the drain
@@ -311,6 +333,18 @@ class _Drain:
         if item.size > LARGE_BODY:
             rows.results = rows.executions = None  # made anew to be saved, and gone before the payload is
         return _Fetched(work, rows, item.document, results)
+
+    def _held_just_so(self, work: _Work, document: Document) -> Mapping[str, Any] | None:
+        """The columns that we hold, if they were made of just this: no need to normalize it.
+
+        Unless its results are to be asked for (`export.result_details`).
+        """
+        held = work.held
+        if held is None or self._export.result_details != "none":
+            return None
+        summary = work.summary.sha256 if work.summary else held["summary_sha256"]
+        is_same = (held["payload_sha256"], held["summary_sha256"]) == (document.sha256, summary)
+        return held if is_same else None
 
     def _rows(self, work: _Work, document: Document) -> TestSessionRows:
         return normalize.normalize_test_session(
@@ -322,7 +356,8 @@ class _Drain:
         )
 
     def _rows_to_save(self, item: _Fetched) -> TestSessionRows:
-        return self._rows(item.work, item.detail) if len(item.detail.body) > LARGE_BODY else item.rows
+        is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
+        return item.rows if is_whole else self._rows(item.work, item.detail)
 
     def _answered(self, batch: _Batch) -> None:
         """The API works, so what failed since its last answer was the session's own fault."""
@@ -375,7 +410,7 @@ class _Drain:
         released = self._not_begun() + [self._flying[future] for future in late]
         released += [suspect.claim for suspect in self._suspects]
         self._suspects = []
-        brought: deque[_Brought] = deque()
+        brought, self._brought = self._brought, deque()
         for future in done:
             item = None if future.cancelled() else future.result()
             if item is None or item.document is None:
@@ -430,12 +465,16 @@ class _Drain:
         ours = session_queue.lock(connection, batch.claims)
         moment = now(connection)
         fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
+        known = [item for item in fetched if item.results is None]
+        # Nobody else writes what is ours; but `forget` deletes it, whoever has the claim.
+        unchanged = warehouse.still_held(connection, [item.rows for item in known])
         saved = save_test_sessions(
             connection,
-            [self._rows_to_save(item) for item in fetched],
+            [self._rows_to_save(item) for item in fetched if item.claim.test_session_id not in unchanged],
             self._run.etl_run_id,
             wanted=Wanted(self._export.result_details, self._run.account.id),
         )
+        saved.unchanged |= unchanged
         if self._export.keep_payloads:
             kept = [
                 payload
@@ -548,15 +587,15 @@ class _Drain:
                 logger.debug("test session %s went to another worker, our copy is dropped", id_)
                 continue
             session = item.rows.test_session
-            is_changed = id_ in recorded.saved.changed
-            logger.log(
-                logging.INFO if is_changed else logging.DEBUG,
-                "%s test session %s %s, %d results",
-                "exported" if is_changed else "unchanged:",
+            if id_ in recorded.saved.unchanged:
+                logger.debug("unchanged: test session %s %s", id_, session["status"])
+                continue
+            logger.info(
+                "exported test session %s %s, %d results",
                 id_,
                 session["status"],
-                item.results,
-                extra={"test_session_id": id_, "status": session["status"], "results": item.results},
+                item.results or 0,
+                extra={"test_session_id": id_, "status": session["status"], "results": item.results or 0},
             )
         for id_, failure in recorded.buried.items():
             logger.warning(
