@@ -8,7 +8,10 @@ import base64
 import gzip
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
@@ -30,6 +33,7 @@ from tests.test_histories import EXAMPLES, holding, select, today
 
 OTHER = id_(0xA2)
 DAYS = 30
+ROOT = Path(__file__).parent.parent
 
 
 # --- reading a page back ------------------------------------------------------------------------------------------
@@ -421,12 +425,21 @@ def test_the_report_of_an_empty_warehouse_says_what_to_do_next(program: Program,
 
 def test_a_page_that_cannot_be_written_is_an_error_and_leaves_the_old_one(program: Program, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for output in ("folder", "missing/report.html", "folder/x/y"):
+    for output in ("folder", "missing/report.html", "folder/x/y", "a" * 300):
         run = program("report", "-o", output)
         assert run.code == 2
         assert "the report cannot be written to" in run.err
         assert "Traceback" not in run.err
     assert list(tmp_path.glob("**/*.html*")) == []
+
+
+def test_a_page_that_is_written_again_stays_as_private_as_it_was(program: Program, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("an older one")
+    page.chmod(0o640)
+    assert program("report").code == 0
+    assert page.stat().st_mode & 0o777 == 0o640
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_a_dash_writes_the_page_to_stdout(program: Program, tmp_path: Path) -> None:
@@ -454,6 +467,7 @@ def test_only_the_accounts_asked_for_are_in_the_page(program: Program, database:
     found = content((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert {row["account_id"] for row in decoded(found, "freshness")} == {OTHER}
     assert found["daily"] == {} == found["sessions"] == found["errors"] == found["failures"]
+    assert program("report", "--account", "").code == 2  # an unset variable is not every account
     run = program("report", "--account", "x' OR '1'='1", "--account", OTHER)
     assert run.code == 2
     assert "the warehouse has no such account" in run.err
@@ -483,6 +497,25 @@ def test_no_secret_is_in_the_page(program: Program, database: Database, tmp_path
     assert not [one for one in texts if one and KEY in one]
     assert "name ***" in texts
     assert "Bearer *** was refused" in texts
+
+
+@pytest.mark.parametrize("engine_name", ["sqlite"], indirect=True)
+def test_open_shows_it_in_a_browser_and_says_so_where_there_is_none(program: Program, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\necho "$1" > opened\n')
+    browser.chmod(0o755)
+    for command, error in ((f"{browser} %s", ""), ("/nonexistent %s", "no browser can be opened from here")):
+        done = subprocess.run(
+            [sys.executable, "-m", "etl", "report", "--open"],
+            cwd=tmp_path,
+            env={**os.environ, **program.env, "PYTHONPATH": str(ROOT), "BROWSER": command, "PATH": "/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0
+        assert error in done.stderr
+    assert (tmp_path / "opened").read_text().strip() == (tmp_path / "report.html").as_uri()
 
 
 def test_a_report_needs_a_current_schema(program: Program, tmp_path: Path) -> None:
