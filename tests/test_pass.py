@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
-from etl import pipeline, session_queue
+from etl import normalize, pipeline, session_queue, warehouse
 from etl.database import Database
 from etl.pipeline import Etl, Outcome
 from etl.simulator import Simulator, World
@@ -827,3 +828,82 @@ def test_a_refused_account_does_not_stop_the_others(
     assert saved(outcome) > 0
     succeeded = rows(database, "SELECT account_id FROM etl_accounts WHERE last_success_at IS NOT NULL")
     assert [str(row["account_id"]) for row in succeeded] == [ACCOUNT]
+
+
+# --- no work for nothing --------------------------------------------------------------------------------------
+
+
+def test_what_is_held_already_is_not_normalized_again(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 9):
+        checkly.put_test_session(detail(number, results=[result(1)]), entry(number))
+    etl = make()
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 8
+    before = content(database)
+    normalized: list[str] = []
+    whole = normalize.normalize_test_session
+
+    def noted(document: Any, *, test_session_id: str, **more: Any) -> Any:
+        normalized.append(test_session_id)
+        return whole(document, test_session_id=test_session_id, **more)
+
+    monkeypatch.setattr(normalize, "normalize_test_session", noted)
+    checkly.put_test_session(detail(3, results=[result(1), result(2)]), entry(3))
+    again = pipeline.backfill(etl, since=LONG_AGO, until=None, force=True)
+    assert normalized == [uuid(3)]
+    assert (saved(again), again.counters["test_sessions_unchanged"]) == (1, 7)
+    after = content(database)
+    assert len(after.pop("test_session_results")) == len(before.pop("test_session_results")) + 1
+    assert [row for row in after["test_sessions"] if uuid(3) not in map(str, row)] == [
+        row for row in before["test_sessions"] if uuid(3) not in map(str, row)
+    ]
+
+
+def test_what_came_together_is_recorded_together(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH_SECONDS", 60.0)
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 10)
+    for number in range(1, 26):
+        checkly.put_test_session(detail(number), entry(number))
+    etl = make()
+    transactions: list[int] = []
+    lock = session_queue.lock
+
+    def counted(connection: Any, claims: Any) -> Any:
+        transactions.append(len(claims))
+        return lock(connection, claims)
+
+    monkeypatch.setattr(session_queue, "lock", counted)  # the first thing that each of them does
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 25
+    assert sum(transactions) == 25
+    assert len(transactions) <= 4
+
+
+def test_nothing_waits_for_what_does_not_come(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH_SECONDS", 3600.0)
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 1000)
+    for number in range(1, 7):
+        checkly.put_test_session(detail(number), entry(number))
+    enqueue(database, 7)  # nobody knows it
+    outcome = pipeline.backfill(make(), since=LONG_AGO, until=None)
+    assert saved(outcome) == 6
+    assert queue(database) == {uuid(7): "dead"}
+
+
+def test_a_session_that_was_forgotten_meanwhile_is_not_held(
+    database: Database, make: Make, checkly: Simulator
+) -> None:
+    checkly.put_test_session(detail(1), entry(1))
+    pipeline.backfill(make(), since=LONG_AGO, until=None)
+    with database.writing() as connection:
+        held = warehouse.held_columns(connection, [uuid(1)])
+        known = normalize.unchanged(held[uuid(1)])
+        other = normalize.unchanged({**held[uuid(1)], "payload_sha256": "another"})
+        assert warehouse.still_held(connection, [known]) == {uuid(1)}
+        assert warehouse.still_held(connection, [other]) == set()
+        connection.execute(text("DELETE FROM test_sessions"))
+        assert warehouse.still_held(connection, [known]) == set()
