@@ -13,7 +13,8 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 # Two workers pay only from two cores on; more than four wait for the databases.
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
+# loadgroup: tests that share what is dear to make stay on one worker.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test torture check static dbt bench lock docs clean
@@ -39,7 +40,7 @@ demo: .venv/.run
 test: .venv/.dev
 	@$(PYTEST) -q $(PYTEST_ARGS)
 
-# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test, 3 in .ci/run, both of a selection).
+# CHECKLY_ETL_TORTURE: how often each torture is repeated (2 in make test and .ci/run, both of a selection).
 torture: .venv/.dev
 	@CHECKLY_ETL_TORTURE=$${CHECKLY_ETL_TORTURE:-50} $(PYTEST) -q tests/torture $(PYTEST_ARGS)
 

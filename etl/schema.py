@@ -194,7 +194,7 @@ def check_current(connection: Connection) -> None:
         )
     if revision == HEAD:
         raise SchemaNotCurrent(
-            "the warehouse's views are another release's; bring them up to date with: checkly-etl migrate"
+            "the warehouse's views are another release's; bring it up to date with: checkly-etl migrate"
         )
     raise SchemaNotCurrent(
         f"the warehouse's schema ({revision}) is not this program's ({HEAD}); bring it up to date with: "
