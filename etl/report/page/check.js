@@ -64,7 +64,7 @@ function checkSection(page, check) {
     table({
       id: "check-failures", caption: `Recent failures of ${check.name}`, rows: failures, empty: "It did not fail here.", keyOf: (row) => row.started_at,
       columns: [
-        { ...time("started_at", "Started", page), cell: (row) => [h("span", { class: "nowrap" }, moment(row.started_at)), row.is_new_failure ? [" ", badge("new", "after a pass", "the execution before it passed")] : null] },
+        { ...time("started_at", "Started"), cell: (row) => [h("span", { class: "nowrap" }, moment(row.started_at)), row.is_new_failure ? [" ", badge("new", "after a pass", "the execution before it passed")] : null] },
         { name: "error", label: "Error", class: "wide", cell: (row) => messagesOf(page, row) },
         ...places(page),
         { name: "commit", label: "Commit", of: (row) => (row.commit_id ? text(row.commit_id) : null), cell: (row) => commitText(page, row.commit_id) },
@@ -85,7 +85,7 @@ function checkSection(page, check) {
     h("h3", {}, "Fixed"),
     table({
       id: "check-fixed", caption: `Streaks of failures of ${check.name} that ended`, rows: fixed, limit: 6, empty: "No streak of failures ended here.",
-      columns: [time("recovered_at", "Ended", page), numeric("time_to_fix_ms", "Took", duration), numeric("failures", "Failures"), ...places(page),
+      columns: [time("recovered_at", "Ended"), numeric("time_to_fix_ms", "Took", duration), numeric("failures", "Failures"), ...places(page),
         { name: "commit", label: "Fixed by commit", cell: (row) => commitText(page, row.recovered_commit_id) }],
     }),
     h("h3", {}, "Duration, this week and the week before"),

@@ -38,11 +38,12 @@ const numeric = (name, label, format = number) => ({
   cell: (row) => value(name, row[name], format(row[name]), "td", { class: "n" }),
 });
 
-const time = (name, label, page) => ({
+// A moment; with a page given, also how long before its writing that was.
+const time = (name, label, page = null) => ({
   name, label, of: (row) => row[name], first: "desc",
-  cell: (row) => value(name, row[name], row[name] === null ? "" : [h("span", { class: "nowrap" }, moment(row[name])),
-    h("span", { class: "muted block" }, `${ago(page, row[name])} before writing`)]
-    .slice(0, page.withAges ? 2 : 1), "td", { class: "time" }),
+  cell: (row) => h("td", { class: "time", "data-name": name, "data-value": row[name] ?? "" },
+    row[name] === null ? none() : h("span", { class: "nowrap" }, moment(row[name])),
+    page && row[name] !== null ? h("span", { class: "muted block" }, `${ago(page, row[name])} before writing`) : null),
 });
 
 const ago = (page, seconds) => age(Math.max(0, page.warehouse.written_at - seconds));
@@ -92,8 +93,8 @@ function trust(page) {
       columns: [
         { name: "account", label: "Account", class: "name", of: (row) => warehouse.accountNames.get(row.account_id),
           cell: (row) => foreign(warehouse.accountNames.get(row.account_id)) },
-        time("last_success_at", "Last success", { ...page, withAges: true }),
-        time("newest_started_at", "Newest test session", { ...page, withAges: true }),
+        time("last_success_at", "Last success", page),
+        time("newest_started_at", "Newest test session", page),
         { ...numeric("test_sessions", "Exported"), cell: (row) => h("td", { class: "n" },
           value("test_sessions", row.test_sessions, number(row.test_sessions)),
           row.oldest_started_at === null ? null : h("span", { class: "muted block" }, `since ${isoDay(row.oldest_started_at)}`)) },
@@ -117,7 +118,7 @@ function trust(page) {
           { name: "test_session", label: "Test session", cell: (row) => h("code", {}, warehouse.texts[row.test_session_id]) },
           textColumn(page, "kind", "Kind", NO_DATA, "error_kind"),
           textColumn(page, "reason", "Reason", NO_DATA, "last_error"),
-          time("last_error_at", "When", page),
+          time("last_error_at", "When"),
         ],
       }), leftOut(page, "dead", "dead letters")) : null);
 }
@@ -385,7 +386,7 @@ function fixes(page) {
     table({
       id: "fixes-longest", caption: "Streaks that took longest to fix", rows: longest, limit: 6, empty: "No streak of failures ended here.",
       columns: [checkColumn(page), numeric("time_to_fix_ms", "Took", duration), numeric("failures", "Failures"),
-        time("first_failed_at", "Began", page), time("recovered_at", "Ended", page), ...places(page)],
+        time("first_failed_at", "Began"), time("recovered_at", "Ended"), ...places(page)],
     }), leftOut(page, "fixed_streaks", "streaks"));
 }
 
