@@ -128,8 +128,14 @@ def test_the_first_burst_of_three_processes_is_the_budget_and_not_one_call_more(
     budget = 17
     queue_all(warehouse_url, small_world)
     with Simulator(small_world, rate_limit=budget, rate_window=60.0) as checkly:
-        env = {"CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE": str(budget), "CHECKLY_ETL_EXPORT__DISCOVER": "false"}
-        with workers(checkly.url, warehouse_url, **env, CHECKLY_ETL_EXPORT__BATCH_SIZE="4") as some:
+        # Two must not hold all that is left: a third one that comes late would have nothing to wait for.
+        env = {
+            "CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE": str(budget),
+            "CHECKLY_ETL_EXPORT__DISCOVER": "false",
+            "CHECKLY_ETL_EXPORT__BATCH_SIZE": "2",
+            "CHECKLY_ETL_EXPORT__CONCURRENCY": "2",
+        }
+        with workers(checkly.url, warehouse_url, **env) as some:
             running = [some.start("sync") for _ in range(PROCESSES)]
             wait_until(lambda: _granted(warehouse_url) == budget, every=0.1)
             time.sleep(2.0)  # what would be too much would come now
