@@ -13,8 +13,7 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := $(PY) -m piptools compile --quiet --generate-hashes --no-header --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 # Two workers pay only from two cores on; more than four wait for the databases.
-# loadgroup: tests that share what is dear to make stay on one worker.
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test torture check static dbt bench lock docs clean
