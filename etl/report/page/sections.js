@@ -73,6 +73,14 @@ const atLeast = (page, name, text) => (page.warehouse.left_out[name] ? `${text} 
 const leftOut = (page, name, what) =>
   page.warehouse.left_out[name] ? muted(`${number(page.warehouse.left_out[name])} more ${what} are in the warehouse; this page does not carry them.`) : null;
 
+// Executions by what became of them; of(name): a count for each of the days.
+function executionsChart(id, seconds, total, of) {
+  const part = (name, label, colour) => ({ name, label, colour, values: of(name) });
+  return chart({ id, title: "Executions a day", stacked: true, seconds,
+    summary: `${number(total.passed)} passed, ${number(total.failed)} failed, ${number(total.undecided)} undecided.`,
+    series: [part("passed", "Passed", "pass"), part("failed", "Failed", "fail"), part("undecided", "Undecided", "undecided")] });
+}
+
 // --- 1 ------------------------------------------------------------------------------------------------------------
 
 function trust(page) {
@@ -188,11 +196,7 @@ function verdicts(page) {
       selection.type === null && selection.check === null
         ? tile("test_sessions", "Test sessions", all, number(all), all ? `${number(failed)} with a failure` : null) : null),
     h("div", { class: "pair" },
-      chart({ id: "verdicts-chart", title: "Executions a day", stacked: true, seconds,
-        summary: `${number(total.passed)} passed, ${number(total.failed)} failed, ${number(total.undecided)} undecided.`,
-        series: [{ name: "passed", label: "Passed", colour: "pass", values: of("passed") },
-          { name: "failed", label: "Failed", colour: "fail", values: of("failed") },
-          { name: "undecided", label: "Undecided", colour: "undecided", values: of("undecided") }] }),
+      executionsChart("verdicts-chart", seconds, total, of),
       chart({ id: "pass-rate-chart", title: "Pass rate a day", seconds, format: percent, axisFormat: wholePercent, range: floorOf(of("pass_rate")),
         summary: `${percent(total.pass_rate)} over all days shown.`,
         series: [{ name: "pass_rate", label: "Pass rate", colour: "accent", values: of("pass_rate") }] })),
