@@ -331,6 +331,26 @@ def insert(connection: Connection, table: Table) -> Any:
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
+@contextmanager
+def driver_cursor(connection: Connection, **options: Any) -> Iterator[Any]:
+    """A cursor of psycopg itself, for what SQLAlchemy has no words for: COPY, results in binary. PostgreSQL only.
+
+    Its errors are those of SQLAlchemy, as if it had executed the statement.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        with driver.cursor(**options) as cursor:
+            yield cursor
+    except psycopg.Error as error:
+        dialect = connection.dialect
+        is_lost = dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]
+        if is_lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            None, None, error, psycopg.Error, connection_invalidated=is_lost, dialect=dialect
+        ) from error
+
+
 def drop_afterwards(connection: Connection) -> None:
     """Close this connection when its transaction is over: libpq keeps a buffer as large as its largest message."""
     connection.info["is_swollen"] = True

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, text, update
 
-from etl import process
+from etl import bulk, process
 from etl.database import CLOCK_TOLERANCE, chunks, insert, now
 from etl.documents import Document, known
 from etl.tables import etl_queue, test_sessions
@@ -199,7 +199,7 @@ def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     # Another process may have queued the same id since we looked: it is queued, and that is what we want.
-    connection.execute(insert(connection, etl_queue).on_conflict_do_nothing(), rows)
+    bulk.insert_or_keep(connection, etl_queue, rows)
 
 
 def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, values: Mapping[str, Any]) -> None:

@@ -29,8 +29,9 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeEngine
 
 metadata = MetaData(
     naming_convention={
@@ -50,18 +51,28 @@ class UtcTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(_SqliteTime() if dialect.name == "sqlite" else DateTime(timezone=True))  # type: ignore[no-untyped-call]
+
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
+        if value is None or value.tzinfo is UTC:
+            return value
         if value.tzinfo is None:
             raise ValueError("a time without a zone must not reach the warehouse")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+        return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
+
+
+class _SqliteTime(sqlite.DATETIME):
+    """The same text as SQLAlchemy's, in a fifth of the time; UTC in, UTC out."""
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return lambda value: value and value.isoformat(" ", "microseconds")[:26]
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return lambda value: value and datetime.fromisoformat(value).replace(tzinfo=UTC)
 
 
 # Ids are lower-case text with hyphens in Python and on SQLite, native on PostgreSQL.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -31,8 +30,9 @@ from sqlalchemy import (
     update,
 )
 
-from etl import process
-from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
+from etl import bulk, process
+from etl.bulk import Row, Rows
+from etl.database import CLOCK_TOLERANCE, chunks, driver_cursor, drop_afterwards, insert, now
 from etl.documents import Document, known
 from etl.tables import (
     UtcTime,
@@ -51,8 +51,6 @@ from etl.tables import (
     test_sessions,
 )
 
-Row = dict[str, Any]
-Rows = Sequence[Row | msgspec.Struct]  # the structs' fields are columns
 COUNTERS = (
     "test_sessions_saved",
     "test_sessions_unchanged",
@@ -184,7 +182,7 @@ def save_test_sessions(
         return saved
 
     stamps = {"first_exported_at": moment, "exported_at": moment, "etl_run_id": etl_run_id}
-    _upsert(
+    bulk.upsert(
         connection,
         test_sessions,
         [{**rows.test_session, **stamps} for rows in writing],
@@ -212,9 +210,9 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> No
         )
     for_good = [row for rows in told if rows.is_final for row in rows.results or ()]
     for_now = [row for rows in told if not rows.is_final for row in rows.results or ()]
-    _insert_at_once(connection, test_session_results, for_good)
-    _upsert(connection, test_session_results, for_now)
-    _insert_at_once(connection, check_executions, [row for rows in told for row in rows.executions or ()])
+    bulk.insert(connection, test_session_results, for_good)
+    bulk.upsert(connection, test_session_results, for_now)
+    bulk.insert(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
 
 def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
@@ -243,9 +241,9 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
     for link in sorted([*result_links, *session_links], key=lambda link: str(link["test_session_id"])):
         groups.setdefault(link["error_group_id"], accounts[link["test_session_id"]])
     known = [{"error_group_id": group, "account_id": groups[group]} for group in sorted(groups)]
-    _insert_at_once(connection, error_groups, known, or_keep=True)
-    _insert_at_once(connection, test_session_error_groups, session_links, or_keep=True)
-    _insert_at_once(connection, test_session_result_error_groups, result_links, or_keep=True)
+    bulk.insert_or_keep(connection, error_groups, known)
+    bulk.insert_or_keep(connection, test_session_error_groups, session_links)
+    bulk.insert_or_keep(connection, test_session_result_error_groups, result_links)
 
 
 def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
@@ -305,7 +303,7 @@ def replace_executions(
         .where(check_executions.c.test_session_id == test_session_id)
         .order_by(check_executions.c.execution_no)
     )
-    if not moved and [dict(row) for row in stored.mappings()] == [_as_row(row) for row in executions]:
+    if not moved and [dict(row) for row in stored.mappings()] == [bulk.as_row(row) for row in executions]:
         return False
     _update_results(
         connection,
@@ -313,7 +311,7 @@ def replace_executions(
         [{"id_": id_, "execution_no": execution_no} for id_, execution_no in moved.items()],
     )
     _delete_of(connection, check_executions, [test_session_id])
-    _insert_at_once(connection, check_executions, executions)
+    bulk.insert(connection, check_executions, executions)
     return True
 
 
@@ -391,7 +389,7 @@ def save_error_groups(
     batch = sorted(batch, key=lambda rows: rows.error_group["error_group_id"])
     moment = now(connection)
     ids = [rows.error_group["error_group_id"] for rows in batch]
-    _upsert(
+    bulk.upsert(
         connection,
         error_groups,
         [{**rows.error_group, "account_id": account_id, "fetched_at": moment} for rows in batch],
@@ -448,6 +446,9 @@ class Payload:
 
 def save_payloads(connection: Connection, payloads: Sequence[Payload]) -> None:
     """Keep the latest document of each kind and id."""
+    if not payloads:
+        return
+    moment = now(connection)
     rows = [
         {
             "kind": payload.kind,
@@ -455,31 +456,17 @@ def save_payloads(connection: Connection, payloads: Sequence[Payload]) -> None:
             "account_id": payload.account_id,
             "test_session_id": payload.test_session_id,
             "sha256": payload.document.sha256,
-            "fetched_at": now(connection),
-            "bytes": payload.document.body,
+            "fetched_at": moment,
+            "body": payload.document.body,
         }
         for payload in sorted(payloads, key=lambda payload: (payload.kind, payload.document_id))
     ]
-    if not rows:
-        return
-    # As bytes, and text only in the database: a `str` of a document with an emoji is four times as large.
-    body = bindparam("bytes", type_=LargeBinary)
-    statement = insert(connection, etl_payloads).values(body=_text_of(connection, body))
-    keys = ("kind", "document_id")
-    statement = statement.on_conflict_do_update(
-        index_elements=keys,
-        set_={column.name: statement.excluded[column.name] for column in etl_payloads.c if column.name not in keys},
-    )
     if sum(len(payload.document.body) for payload in payloads) <= LARGE_PAYLOAD:
-        _execute(connection, statement, rows)
+        bulk.upsert_texts(connection, etl_payloads, rows, "body")
         return
     for row in rows:  # one by one: drivers copy what they are given
-        connection.execute(statement, row)
+        bulk.upsert_texts(connection, etl_payloads, [row], "body")
     drop_afterwards(connection)
-
-
-def _text_of(connection: Connection, value: Any) -> Any:
-    return func.convert_from(value, "UTF8") if connection.dialect.name == "postgresql" else cast(value, Text)
 
 
 def _bytes_of(connection: Connection, column: Any) -> Any:
@@ -509,8 +496,7 @@ def _large_body(connection: Connection, kind: str, document_id: str) -> bytes:
     """Alone, and on PostgreSQL in binary: as text, bytes take twice their size on the way."""
     drop_afterwards(connection)
     if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.dbapi_connection
-        with driver.cursor(binary=True) as cursor:
+        with driver_cursor(connection, binary=True) as cursor:
             cursor.execute(
                 "SELECT convert_to(body, 'UTF8') FROM etl_payloads WHERE kind = %s AND document_id = %s",
                 (kind, document_id),
@@ -726,61 +712,6 @@ def _insert(connection: Connection, table: Table, rows: Rows) -> None:
     _execute(connection, insert(connection, table), rows)
 
 
-def _upsert(connection: Connection, table: Table, rows: Rows, *, keep: Collection[str] = ()) -> None:
-    if not rows:
-        return
-    statement = insert(connection, table)
-    keys = [column.name for column in table.primary_key]
-    statement = statement.on_conflict_do_update(
-        index_elements=keys,
-        set_={name: statement.excluded[name] for name in _as_row(rows[0]) if name not in keys and name not in keep},
-    )
-    _execute(connection, statement, rows)
-
-
-def _insert_at_once(connection: Connection, table: Table, rows: Rows, *, or_keep: bool = False) -> None:
-    """A thousand in a statement: a trigger costs as much for each statement as for a hundred rows."""
-    conflict = " ON CONFLICT DO NOTHING" if or_keep else ""
-    dialect = connection.dialect
-    for some in chunks(rows, 1000):
-        names = _names(some)
-        listed = ", ".join(names)
-        if dialect.name == "postgresql":
-            # One parameter: psycopg adapts value by value, msgspec writes all of them in one go.
-            source = f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
-            connection.execute(
-                text(f"INSERT INTO {table.name} ({listed}) SELECT {listed} FROM {source}{conflict}"),
-                {"rows": msgspec.json.encode(some).decode()},
-            )
-            continue
-        # Not values(…) of SQLAlchemy: to compile 26,000 parameters takes longer than to insert them.
-        as_stored = [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
-        get: Any = attrgetter(*names) if isinstance(some[0], msgspec.Struct) else itemgetter(*names)
-        stored = tuple(
-            value if to is None or value is None else to(value)
-            for row in some
-            for value, to in zip(get(row), as_stored, strict=True)
-        )
-        marks = f"({', '.join('?' for _ in names)})"
-        connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({listed}) VALUES {', '.join(marks for _ in some)}{conflict}", stored
-        )
-
-
-def _names(rows: Rows) -> list[str]:
-    """The columns that each of the rows has."""
-    first = rows[0]
-    if isinstance(first, msgspec.Struct):
-        same = all(type(row) is type(first) for row in rows)
-        names = list(first.__struct_fields__)
-    else:
-        same = all(isinstance(row, dict) and row.keys() == first.keys() for row in rows)
-        names = list(first)
-    if not same:
-        raise AssertionError(f"rows differ in their columns, the first has {', '.join(names)}")
-    return names
-
-
 def _execute(connection: Connection, statement: Any, rows: Rows) -> None:
     for values in _values(statement.table, rows):
         connection.execute(statement, values)
@@ -789,16 +720,12 @@ def _execute(connection: Connection, statement: Any, rows: Rows) -> None:
 def _values(table: Table, rows: Rows) -> Iterator[list[Row]]:
     """In chunks: SQLAlchemy and the drivers copy what they are given, and there may be 100,000 rows."""
     for some in chunks(rows, 1000):
-        values = [_as_row(row) for row in some]
+        values = [bulk.as_row(row) for row in some]
         # executemany takes its columns from the first row: every row must have the same ones.
         names = values[0].keys()
         if any(row.keys() != names for row in values):
             raise AssertionError(f"rows of {table.name} differ in their columns")
         yield values
-
-
-def _as_row(row: Row | msgspec.Struct) -> Row:
-    return msgspec.structs.asdict(row) if isinstance(row, msgspec.Struct) else row
 
 
 def _delete_of(connection: Connection, table: Table, test_session_ids: Sequence[str]) -> None:

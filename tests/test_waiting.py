@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from etl import session_queue
 from etl.database import Database
+from etl.pipeline import recording
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, running, uuid
@@ -124,8 +124,7 @@ def test_one_that_is_no_id_is_wrong_usage(wait: Program) -> None:
 def test_one_that_fails_for_a_while_is_tried_again_as_any_other(
     wait: Program, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By its name in sys.modules: `etl.pipeline.drain` is the function.
-    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "FIRST_RETRY", timedelta(seconds=0.2))
+    monkeypatch.setattr(recording, "FIRST_RETRY", timedelta(seconds=0.2))
     checkly.put_test_session(detail(1))
     checkly.put_test_session(detail(2))
     checkly.add_fault(match=f"/v1/test-sessions/{uuid(1)}", kind="status", status=500, times=5)

@@ -34,7 +34,8 @@ from etl.errors import (
     runbook,
 )
 from etl.normalize import TEST_SESSION_RESULT, Drift, ResultDetailRows
-from etl.pipeline.drain import FAILURES_IN_A_ROW, backoff
+from etl.pipeline.drain import FAILURES_IN_A_ROW
+from etl.pipeline.recording import backoff
 from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import regroup
 from etl.warehouse import Payload

@@ -66,16 +66,16 @@ def _list(run: AccountRun, remaining: set[str], expected_pages: int, asked_at: d
     number = 0
     while (page := run.call(lambda: next(pages, None))) is not None:
         number += 1
-        found: list[tuple[str, Document]] = []
+        found: dict[str, Document] = {}  # a page may hold one twice
         for document in page:
             try:
                 error_group_id, _ = normalize.entry_key(document)
             except PayloadError:
                 continue  # whatever it is, it is none that we want
             if error_group_id in remaining:
-                found.append((error_group_id, document))
-        _save(run, found, asked_at)
-        remaining.difference_update(error_group_id for error_group_id, _ in found)
+                found[error_group_id] = document
+        _save(run, list(found.items()), asked_at)
+        remaining.difference_update(found)
         # The account may have far more groups than we refer to: a page must be worth more than single calls.
         if len(remaining) <= 1 or number >= expected_pages + len(remaining) // 2 or run.etl.stop.is_set():
             return

@@ -1,0 +1,345 @@
+"""Recording: what became of the claims goes into the warehouse, in one transaction with their ack.
+
+Hides the thread that writes while the next sessions are fetched and normalized, and that a batch which cannot be
+written is halved until the bad session is alone. Memory holds two batches: one that is written, and the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from etl import documents, normalize, session_queue, warehouse
+from etl.checkly import LARGE_BODY
+from etl.database import now
+from etl.documents import Document
+from etl.errors import EtlError, runbook
+from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.pipeline.run import AccountRun, Outcome
+from etl.pipeline.saving import Wanted, save_test_sessions
+from etl.session_queue import Claim, Failure
+from etl.warehouse import Payload
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY = timedelta(minutes=1)  # doubles with each attempt
+LONGEST_RETRY = timedelta(hours=1)
+NEVER = -timedelta(days=365)  # a session that ends so far in the future has a wrong clock: it is not waited for
+POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A claim, with the columns and the list entry that we hold."""
+
+    claim: Claim
+    held: Mapping[str, Any] | None
+    summary: Document | None
+
+    def rows(self, document: Document, account_id: str) -> TestSessionRows:
+        """The rows of its document. Raises PayloadError."""
+        return normalize.normalize_test_session(
+            document,
+            test_session_id=self.claim.test_session_id,
+            account_id=account_id,
+            summary=self.summary,
+            held=self.held,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A document that became rows."""
+
+    work: Work
+    rows: TestSessionRows  # without results and executions if the document is large
+    detail: Document
+    results: int | None  # None: we held just this when it was claimed, so it was not normalized
+
+    @property
+    def claim(self) -> Claim:
+        """The right to save it."""
+        return self.work.claim
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a claim came to nothing; with the document, if it came."""
+
+    work: Work
+    error: Exception
+    detail: Document | None = None
+
+    @property
+    def claim(self) -> Claim:
+        """The right to say so."""
+        return self.work.claim
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction records."""
+
+    fetched: list[Fetched] = field(default_factory=list)
+    gone: list[Claim] = field(default_factory=list)  # 404, and we hold it
+    blamed: list[Failed] = field(default_factory=list)  # counted as an attempt
+    unusable: list[Failed] = field(default_factory=list)  # dead at once
+    released: list[Claim] = field(default_factory=list)  # unblamed
+
+    @property
+    def claims(self) -> list[Claim]:
+        """All of them."""
+        of_work = [item.claim for items in (self.fetched, self.blamed, self.unusable) for item in items]
+        return [*of_work, *self.gone, *self.released]
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    saved: warehouse.Saved
+    counters: dict[str, int]
+    buried: dict[str, Failure]
+    retried: dict[str, Failure]
+    lost: set[str]
+
+
+class Recorder:
+    """Writes one batch after the other, in a thread of its own. Close it when done."""
+
+    def __init__(self, run: AccountRun) -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._writing: Future[None] | None = None
+
+    def record(self, batch: Batch) -> None:
+        """Begin to write it; the one before is waited for. Raises what that one met: WarehouseUnavailable, a bug."""
+        self.settle()
+        if len(batch):
+            self._writing = self._thread.submit(self._record, batch)
+
+    def settle(self) -> bool:
+        """Wait until everything is written; whether there was anything. Raises as `record`."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+        return writing is not None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
+
+    def _record(self, batch: Batch) -> None:
+        """One transaction for all of it; if one session cannot be written, halves, until the bad one is alone."""
+        if not len(batch):
+            return
+        try:
+            recorded = self._run.database.run(lambda connection: self._write(connection, batch))
+        except EtlError:
+            raise
+        except Exception as error:
+            if len(batch.fetched) > 1:
+                half = len(batch.fetched) // 2
+                self._record(Batch(fetched=batch.fetched[:half]))
+                self._record(Batch(fetched=batch.fetched[half:]))
+            elif batch.fetched:
+                bad = Failed(batch.fetched[0].work, error)
+                note_bug(self._run.outcome, bad)
+                self._record(Batch(blamed=[bad]))
+            else:
+                raise
+            self._record(
+                Batch(gone=batch.gone, blamed=batch.blamed, unusable=batch.unusable, released=batch.released)
+            )
+            return
+        self._tell(batch, recorded)
+
+    def _write(self, connection: Connection, batch: Batch) -> _Recorded:
+        ours = session_queue.lock(connection, batch.claims)
+        moment = now(connection)
+        fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
+        known = [item for item in fetched if item.results is None]
+        # Nobody else writes what is ours; but `forget` deletes it, whoever has the claim.
+        unchanged = warehouse.still_held(connection, [item.rows for item in known])
+        saved = save_test_sessions(
+            connection,
+            [self._rows_to_save(item) for item in fetched if item.claim.test_session_id not in unchanged],
+            self._run.etl_run_id,
+            wanted=Wanted(self._run.export.result_details, self._run.account.id),
+        )
+        saved.unchanged |= unchanged
+        if self._run.export.keep_payloads:
+            kept = [
+                payload
+                for item in fetched
+                if item.claim.test_session_id in saved.changed
+                for payload in self._payloads(item.claim, item.detail)
+            ]
+            for unusable in batch.unusable:
+                kept += self._rescued(unusable, ours)
+            warehouse.save_payloads(connection, kept)
+
+        done: list[str] = []
+        polled: dict[str, datetime] = {}
+        settling: dict[str, datetime] = {}
+        accepted: dict[str, str] = {}
+        for item in fetched:
+            id_ = item.claim.test_session_id
+            again = self._read_again_at(item, moment)
+            if again is None:
+                done.append(id_)
+                if item.claim.summary is not None and not item.rows.is_final:
+                    accepted[id_] = item.claim.summary.sha256
+            elif item.rows.is_final:
+                settling[id_] = again
+            else:
+                polled[id_] = again
+        for claim in batch.gone:
+            if claim.test_session_id in ours:
+                done.append(claim.test_session_id)
+                if claim.summary is not None:
+                    accepted[claim.test_session_id] = claim.summary.sha256
+        warehouse.accept_summary(connection, accepted)
+        session_queue.ack(connection, done)
+        session_queue.defer(connection, polled)
+        session_queue.defer(connection, settling, source=session_queue.SETTLE)
+
+        to_retry: dict[Failure, tuple[int, datetime]] = {}
+        to_bury = {
+            _failure(item): item.claim.attempts + 1 for item in batch.unusable if item.claim.test_session_id in ours
+        }
+        for failed in batch.blamed:
+            if failed.claim.test_session_id not in ours:
+                continue
+            attempts = failed.claim.attempts + 1
+            if attempts >= self._run.export.max_attempts:
+                to_bury[_failure(failed)] = attempts
+            else:
+                to_retry[_failure(failed)] = (attempts, moment + backoff(attempts))
+        session_queue.retry(connection, to_retry)
+        session_queue.bury(connection, to_bury)
+        session_queue.release(connection, batch.released)
+
+        counters = dict(self._run.outcome.counters)
+        gone = sum(claim.test_session_id in ours for claim in batch.gone)
+        _add(
+            counters,
+            {
+                "test_sessions_saved": len(saved.changed),
+                "test_sessions_unchanged": len(saved.unchanged) + gone,
+                "test_sessions_dead": len(to_bury),
+                "results_saved": saved.results,
+            },
+        )
+        warehouse.update_run(connection, self._run.etl_run_id, counters)
+        return _Recorded(
+            saved,
+            counters,
+            buried={failure.test_session_id: failure for failure in to_bury},
+            retried={failure.test_session_id: failure for failure in to_retry},
+            lost={claim.test_session_id for claim in batch.claims} - ours,
+        )
+
+    def _payloads(self, claim: Claim, detail: Document) -> Iterator[Payload]:
+        id_ = claim.test_session_id
+        yield Payload(TEST_SESSION, id_, self._run.account.id, id_, detail)
+        if claim.summary is not None:
+            yield Payload(TEST_SESSION_SUMMARY, id_, self._run.account.id, id_, claim.summary)
+
+    def _rescued(self, item: Failed, ours: set[str]) -> Iterable[Payload]:
+        """The document of a dead letter: a later release may read it when Checkly has deleted it (`replay`)."""
+        id_ = item.claim.test_session_id
+        if item.detail is None or id_ not in ours or item.work.held is not None:
+            return ()
+        if normalize.document_id(item.detail) != id_:
+            return ()  # another session's document is never stored
+        return self._payloads(item.claim, item.detail)
+
+    def _read_again_at(self, item: Fetched, moment: datetime) -> datetime | None:
+        """When to read a session again: until it is final, and then at the settle delays if no list will tell."""
+        session = item.rows.test_session
+        if not item.rows.is_final:
+            waited = moment - item.claim.waiting_since
+            if waited >= self._run.export.running_max_age:
+                return None
+            return moment + max(self._run.export.running_poll, waited * POLL_SHARE)
+        if session["created_at"] is not None:
+            return None
+        ended: datetime = session["stopped_at"] or session["started_at"]
+        waited = moment - ended  # the end may lie at the end of time: nothing is added to it
+        return min(
+            (moment + (delay - waited) for delay in self._run.export.settle if delay > waited > NEVER), default=None
+        )
+
+    def _tell(self, batch: Batch, recorded: _Recorded) -> None:
+        self._run.outcome.counters = recorded.counters
+        self._run.outcome.retrying += len(recorded.retried)
+        for item in batch.fetched:
+            id_ = item.claim.test_session_id
+            if id_ in recorded.lost:
+                logger.debug("test session %s went to another worker, our copy is dropped", id_)
+                continue
+            session = item.rows.test_session
+            if id_ in recorded.saved.unchanged:
+                logger.debug("unchanged: test session %s %s", id_, session["status"])
+                continue
+            logger.info(
+                "exported test session %s %s, %d results",
+                id_,
+                session["status"],
+                item.results or 0,
+                extra={"test_session_id": id_, "status": session["status"], "results": item.results or 0},
+            )
+        for id_, failure in recorded.buried.items():
+            logger.warning(
+                "test session %s is a dead letter (%s): %s",
+                id_,
+                failure.kind,
+                failure.reason,
+                extra={"test_session_id": id_, "error_kind": failure.kind, **runbook("dead-letter")},
+            )
+        for id_, failure in recorded.retried.items():
+            logger.debug("test session %s will be tried again: %s", id_, failure.reason)
+        self._run.etl.progress.advance(len(batch) - len(batch.released))
+
+    def _rows_to_save(self, item: Fetched) -> TestSessionRows:
+        is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
+        return item.rows if is_whole else item.work.rows(item.detail, self._run.account.id)
+
+
+def note_bug(outcome: Outcome, item: Failed) -> None:
+    """An error that is none of ours: its traceback goes to the log, the run goes on and ends with it."""
+    logger.error(
+        "test session %s: a bug in checkly-etl; please report the traceback",
+        item.claim.test_session_id,
+        exc_info=item.error,
+        extra=runbook("bug"),
+    )
+    outcome.bug = outcome.bug or item.error
+
+
+def _failure(item: Failed) -> Failure:
+    error = item.error
+    if isinstance(error, EtlError):
+        return Failure(item.claim.test_session_id, error.kind, str(documents.storable(str(error))))
+    # Not the error's own text: it may hold data.
+    return Failure(item.claim.test_session_id, "bug", f"a bug in checkly-etl ({type(error).__name__}); see the log")
+
+
+def backoff(attempts: int) -> timedelta:
+    """How long to wait after so many failures, about."""
+    delay: timedelta = min(FIRST_RETRY * 2 ** min(attempts - 1, 10), LONGEST_RETRY)
+    return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+
+
+def _add(counters: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, value in more.items():
+        counters[name] += value
