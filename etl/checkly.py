@@ -188,9 +188,7 @@ class Client:
             "User-Agent": user_agent,
         }
         # No `requests.Session`: it keeps cookies, and reads a redirect's body even if told not to follow it.
-        self._adapter = _DeadlineAdapter(pool_maxsize=connections)
-        self._proxies = _proxies(api_url)
-        self._verify = _ca_bundle()
+        self._adapter = _DeadlineAdapter(api_url, _ca_bundle(), _proxies(api_url), connections)
 
     def close(self) -> None:
         """Close the connections."""
@@ -345,7 +343,8 @@ class Client:
 
         `read` raises PayloadError for a document that is not the one that was asked for.
         """
-        url = f"{self.api_url}{path}" + (f"?{urlencode(params)}" if params else "")
+        if params:
+            path += f"?{urlencode(params)}"
         began: float | None = None
         throttled_since: float | None = None
         failures = 0
@@ -358,7 +357,7 @@ class Client:
                 self.calls.retries += failures > 0 or throttled_since is not None
             failed: _Failed | PayloadError
             try:
-                answer = self._counted(lambda: read(self._exchange(url, what, may_be_large)))
+                answer = self._counted(lambda: read(self._exchange(path, what, may_be_large)))
             except _Throttled as error:
                 began = None
                 throttled_since = throttled_since or time.monotonic()
@@ -416,43 +415,40 @@ class Client:
             with self._lock:
                 self.calls.outcomes[outcome] += 1
 
-    def _request(self, url: str) -> requests.PreparedRequest:
-        request = self._prepared.copy()
-        request.url = f"{self._prepared.url}{url.removeprefix(self.api_url)}"
-        return request
-
-    @cached_property
-    def _prepared(self) -> requests.PreparedRequest:
-        """What all requests have in common: preparing costs as much as sending."""
-        request = requests.Request("GET", self.api_url, headers=self._headers).prepare()
-        request.url = (request.url or "").rstrip("/")
-        return request
-
-    def _exchange(self, url: str, what: str, may_be_large: bool) -> Document:
+    def _exchange(self, path: str, what: str, may_be_large: bool) -> Document:
         """One request and its answer. The one place where the HTTP libraries' errors become ours."""
         try:
-            response = self._adapter.send(
-                self._request(url),
-                stream=True,
-                timeout=_Deadline(self._timeout),  # type: ignore[arg-type]
-                proxies=self._proxies,
-                verify=self._verify,
+            pool, prefix = self._adapter.way
+            response = pool.urlopen(
+                "GET",
+                f"{prefix}{path}",
+                headers=self._headers,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                timeout=_Deadline(self._timeout),
             )
             self._date = response.headers.get("Date"), datetime.now(UTC)
-            with response:
-                if response.status_code != 200:
+            try:
+                if response.status != 200:
                     self._refuse(response, what)
                 body = self._read(response, what, may_be_large)
-        except requests.exceptions.SSLError as error:
+            except BaseException:
+                response.close()  # what was not read would be taken for the next answer
+                raise
+            finally:
+                response.release_conn()
+        except urllib3.exceptions.SSLError as error:
             # A connection that broke off may work the next time, a certificate that is not good will not.
             passing = isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError))
             raise _Failed(f"TLS failed: {_cause(error)}", is_passing=passing, step="TLS") from error
-        except requests.exceptions.ProxyError as error:
+        except urllib3.exceptions.ProxyError as error:
             cause = _cause(error)
             passing = not cause.endswith(" 407")  # a password is wrong however often it is tried
             reason = f"the proxy to {self.api_url} cannot be used: {cause}"
             raise _Failed(reason, is_passing=passing, step="proxy") from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (urllib3.exceptions.HTTPError, requests.RequestException, OSError, ValueError) as error:
             # The libraries let a ValueError pass for some of what is no HTTP, such as a chunk of -2 bytes.
             raise _Failed(self._explain(error), step="connection") from error
         try:
@@ -460,16 +456,16 @@ class Client:
         except documents.NotJson as error:
             raise _Failed(f"answered 200 with a body that is {error}", kind="unreadable") from None
 
-    def _read(self, response: requests.Response, what: str, may_be_large: bool) -> bytes:
+    def _read(self, response: urllib3.BaseHTTPResponse, what: str, may_be_large: bool) -> bytes:
         too_large: EtlError = PayloadError("$", f"the body is over {self._max_body} bytes (checkly.max_body)")
         limit = self._max_body
         if not may_be_large and limit > LARGE_BODY:
             limit, too_large = LARGE_BODY, LargeDocument(f"{what}: the body is over {LARGE_BODY} bytes")
-        if (response.raw.length_remaining or 0) > limit:
+        if (response.length_remaining or 0) > limit:
             raise too_large
         body = bytearray()
         try:
-            for chunk in response.raw.stream(_CHUNK, decode_content=True):
+            for chunk in response.stream(_CHUNK, decode_content=True):
                 body += chunk
                 if len(body) > limit:
                     raise too_large
@@ -477,9 +473,9 @@ class Client:
             raise _Failed(f"the body was cut short: {_cause(error)}", kind="unreadable") from error
         return bytes(body)
 
-    def _refuse(self, response: requests.Response, what: str) -> NoReturn:
+    def _refuse(self, response: urllib3.BaseHTTPResponse, what: str) -> NoReturn:
         """Turn any status but 200 into an error. The body says nothing that we could pass on."""
-        status = response.status_code
+        status = response.status
         if status == 401:
             raise AccessDenied(
                 f"the API refuses the key of account {self.account_id} (401); check {self._key_name}, or make a new "
@@ -507,9 +503,10 @@ class Client:
         raise _Failed(f"the API answered {status}", is_passing=status >= 500)
 
     def _explain(self, error: Exception) -> str:
-        if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) or isinstance(
-            _root(error), TimeoutError
-        ):
+        took_too_long = isinstance(error, urllib3.exceptions.TimeoutError) and not isinstance(
+            error, urllib3.exceptions.NewConnectionError
+        )
+        if took_too_long or isinstance(_root(error), TimeoutError):
             return f"{self.api_url} did not answer within {self._timeout:g} s"
         return f"{self.api_url} cannot be reached: {_cause(error)}"
 
@@ -778,6 +775,28 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class _DeadlineAdapter(HTTPAdapter):
+    """What `requests` knows of proxies and certificates, for one host and without its work for each call."""
+
+    def __init__(self, url: str, verify: str | bool, proxies: dict[str, str], connections: int) -> None:
+        super().__init__(pool_maxsize=connections)
+        self._url, self._verify, self._proxies = url, verify, proxies
+
+    @cached_property
+    def way(self) -> tuple[HTTPConnectionPool, str]:
+        """Connections to the host, and what paths begin with: of a plain proxy, the whole URL.
+
+        Found out once: it costs as much as a call. Raises what `requests` raises.
+        """
+        request = requests.Request("GET", self._url).prepare()
+        pool: Any = self.get_connection_with_tls_context(request, self._verify, self._proxies)
+        self.cert_verify(pool, self._url, self._verify, None)  # type: ignore[no-untyped-call]
+        return pool, self.request_url(request, self._proxies).rstrip("/")
+
+    def close(self) -> None:
+        if "way" in self.__dict__:
+            self.way[0].close()  # the manager's own would wait until nobody knows the pool
+        super().close()
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}

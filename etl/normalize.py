@@ -676,9 +676,10 @@ def _result_rows(results: Sequence[msgspec.Raw], rows: TestSessionRows, drift: D
     by_id: dict[str, ResultRow] = {}
     groups: dict[str, list[str]] = {}
     texts: dict[str | None, str | None] = {}
+    test_session_id = rows.test_session_id
     for index, raw in enumerate(results):
         try:
-            row, group_ids = _result_row(raw, rows.test_session_id, index + 1, drift, texts)
+            row, group_ids = _result_row(raw, test_session_id, index + 1, drift, texts)
         except PayloadError as error:
             if error.reason == documents.NESTED:
                 raise  # of the document as a whole
@@ -727,7 +728,7 @@ def _result_row(
         stopped_at=_utc(result.stopped_at, "$.stoppedAt"),
         link=result.test_session_result_link,
     )
-    return row, _our_ids(result.error_group_ids or (), "$.errorGroupIds")
+    return row, _our_ids(result.error_group_ids, "$.errorGroupIds") if result.error_group_ids else []
 
 
 # --- executions ---------------------------------------------------------------------------------------------
@@ -792,10 +793,10 @@ def _execution_row(
         status=shown.status,
         verdict=verdict,
         retries=len(attempts),
-        is_retry_flaky=verdict == "PASSED" and any(row.status == "FAILED" for row in attempts),
+        is_retry_flaky=verdict == "PASSED" and "FAILED" in [row.status for row in attempts],
         is_degraded=shown.is_degraded,
         has_errors=shown.has_errors,
-        started_at=min((row.started_at for row in members if row.started_at), default=session["started_at"]),
+        started_at=min([row.started_at for row in members if row.started_at], default=session["started_at"]),
         stopped_at=stopped_at,
         duration_ms=_milliseconds(shown.started_at, stopped_at),
         retry_cost_ms=sum(_milliseconds(row.started_at, row.stopped_at) or 0.0 for row in attempts) or 0.0,
@@ -813,7 +814,7 @@ def _check_key(result: ResultRow, project_id: str | None) -> str:
 
 def _history_key(*parts: str | None) -> str:
     # A JSON array keeps null and '' apart, and no part can run over into the next.
-    return sha256(json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    return sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 # --- error groups -------------------------------------------------------------------------------------------
@@ -959,8 +960,8 @@ def _count(value: float | None, kind: str, json_path: str, drift: Drift) -> int 
 
 def _utc(value: datetime | None, json_path: str) -> datetime | None:
     """In UTC; one without an offset is taken as UTC."""
-    if value is None:
-        return None
+    if value is None or value.tzinfo is UTC:
+        return value
     try:
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except OverflowError:
