@@ -153,9 +153,17 @@ def still_held(connection: Connection, batch: Sequence[SessionRows]) -> set[str]
 
 
 def save_test_sessions(
-    connection: Connection, batch: Sequence[SessionRows], *, etl_run_id: str | None, rewrite: bool = False
+    connection: Connection,
+    batch: Sequence[SessionRows],
+    held: Mapping[str, Mapping[str, Any]],
+    *,
+    etl_run_id: str | None,
+    rewrite: bool = False,
 ) -> Saved:
-    """Save each session as a whole, in the caller's transaction; the caller holds the lock on each.
+    """Save each session as a whole, in the caller's transaction.
+
+    The caller holds the lock on each: `held` is what `held_columns` gave with `lock`, and what is not in it is nobody
+    else's to write.
 
     - Unchanged (both hashes equal ours): nothing is written, unless `rewrite`.
     - RUNNING where we hold a final one: nothing of it is written.
@@ -163,7 +171,6 @@ def save_test_sessions(
     - `results` None: the stored ones stay.
     """
     saved = Saved()
-    held = held_columns(connection, [rows.test_session_id for rows in batch])
     moment = now(connection)
     writing: list[SessionRows] = []
     for rows in sorted(batch, key=lambda rows: rows.test_session_id):
@@ -188,17 +195,18 @@ def save_test_sessions(
         [{**rows.test_session, **stamps} for rows in writing],
         keep=("first_exported_at",),
     )
-    _save_children(connection, writing)
-    _save_links(connection, writing)
+    _save_children(connection, writing, held)
+    _save_links(connection, writing, held)
     if not rewrite:
         _mark_stale_groups(connection, writing, moment)
     return saved
 
 
-def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> None:
+def _save_children(connection: Connection, writing: Sequence[SessionRows], held: Collection[str]) -> None:
     told = [rows for rows in writing if rows.results is not None]
-    final = [rows.test_session_id for rows in told if rows.is_final]
-    running = [rows.test_session_id for rows in told if not rows.is_final]
+    stored = [rows for rows in told if rows.test_session_id in held]
+    final = [rows.test_session_id for rows in stored if rows.is_final]
+    running = [rows.test_session_id for rows in stored if not rows.is_final]
     _delete_of(connection, test_session_results, final)
     _delete_of(connection, check_executions, final + running)
     for some in chunks(running):
@@ -215,7 +223,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows]) -> No
     bulk.insert(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
 
-def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
+def _save_links(connection: Connection, writing: Sequence[SessionRows], held: Collection[str]) -> None:
     session_links = [
         {"test_session_id": rows.test_session_id, "error_group_id": group}
         for rows in writing
@@ -226,16 +234,11 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows]) -> None:
         for rows in writing
         for result, group in rows.result_error_groups
     ]
-    _delete_of(
-        connection,
-        test_session_error_groups,
-        [r.test_session_id for r in writing if r.is_final and r.error_group_ids is not None],
-    )
-    _delete_of(
-        connection,
-        test_session_result_error_groups,
-        [r.test_session_id for r in writing if r.is_final and r.results is not None],
-    )
+    final = [rows for rows in writing if rows.is_final and rows.test_session_id in held]
+    of_sessions = [rows.test_session_id for rows in final if rows.error_group_ids is not None]
+    of_results = [rows.test_session_id for rows in final if rows.results is not None]
+    _delete_of(connection, test_session_error_groups, of_sessions)
+    _delete_of(connection, test_session_result_error_groups, of_results)
     accounts = {rows.test_session_id: rows.test_session["account_id"] for rows in writing}
     groups: dict[str, Any] = {}
     for link in sorted([*result_links, *session_links], key=lambda link: str(link["test_session_id"])):
@@ -260,13 +263,19 @@ def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], m
     is_older = or_(
         _g.last_seen < bindparam("started_at", type_=UtcTime), _g.fetched_at <= moment - ERROR_GROUP_MAX_AGE
     )
-    statement = (
-        update(error_groups)
-        .where(_g.error_group_id == bindparam("id_"), _g.fetched_at.is_not(None), _g.stale_since.is_(None), is_older)
-        .values(stale_since=moment)
-    )
-    if newest:
-        connection.execute(statement, [{"id_": group, "started_at": newest[group]} for group in sorted(newest)])
+    may_be_stale = (_g.fetched_at.is_not(None), _g.stale_since.is_(None))
+    statement = update(error_groups).where(_g.error_group_id == bindparam("id_"), *may_be_stale, is_older)
+    # A look first: most are not known yet, or stale already, and an update of each would take longer.
+    some_known = [
+        id_
+        for some in chunks(sorted(newest))
+        for id_ in connection.execute(
+            select(_g.error_group_id).where(_g.error_group_id.in_(some), *may_be_stale)
+        ).scalars()
+    ]
+    if some_known:
+        each = [{"id_": id_, "started_at": newest[id_]} for id_ in sorted(some_known)]
+        connection.execute(statement.values(stale_since=moment), each)
 
 
 def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:

@@ -399,7 +399,7 @@ def test_an_entry_that_the_warehouse_holds_is_not_queued_again(database: Databas
                 account_id=ACCOUNT,
                 held={"summary_sha256": listed.summary.sha256},
             )
-            warehouse.save_test_sessions(connection, [saved], etl_run_id=None)
+            warehouse.save_test_sessions(connection, [saved], {}, etl_run_id=None)
     changed = [entry(0, version=2), numbered[1], numbered[2]]
     with database.reading() as connection:
         assert session_queue.count_wanted(connection, numbered) == 1

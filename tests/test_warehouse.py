@@ -104,7 +104,12 @@ def normalized(session: str = SESSION, account_id: str = ACCOUNT, held: Any = No
 
 
 def save(database: Database, *batch: TestSessionRows, **more: Any) -> Saved:
-    return database.run(lambda c: warehouse.save_test_sessions(c, batch, etl_run_id=RUN, **more))
+    return database.run(lambda c: save_in(c, *batch, **more))
+
+
+def save_in(connection: Connection, *batch: TestSessionRows, lock: bool = True, **more: Any) -> Saved:
+    held = warehouse.held_columns(connection, [rows.test_session_id for rows in batch], lock=lock)
+    return warehouse.save_test_sessions(connection, batch, held, **{"etl_run_id": RUN, **more})
 
 
 def ids(database: Database, table: str, column: str = "test_session_result_id") -> list[int]:
@@ -240,7 +245,7 @@ def test_an_unchanged_session_is_not_written(at: Callable[[float], Database]) ->
     with at(1).writing() as connection:
         count = "SELECT total_changes()" if at(1).is_sqlite else "SELECT 0"
         changes = connection.execute(text(count)).scalar_one()
-        saved = warehouse.save_test_sessions(connection, [normalized(errorGroupIds=[GROUP])], etl_run_id=None)
+        saved = save_in(connection, normalized(errorGroupIds=[GROUP]), lock=False, etl_run_id=None)
         assert connection.execute(text(count)).scalar_one() == changes
         if not at(1).is_sqlite:
             assert connection.execute(text("SELECT pg_current_xact_id_if_assigned()")).scalar_one() is None
@@ -363,7 +368,7 @@ def test_rows_payloads_drift_and_ack_commit_together_or_not_at_all(database: Dat
 
     def work(connection: Connection) -> None:
         assert session_queue.lock(connection, [claim]) == {SESSION}
-        warehouse.save_test_sessions(connection, [normalized(errorGroupIds=[GROUP])], etl_run_id=RUN)
+        save_in(connection, normalized(errorGroupIds=[GROUP]))
         warehouse.save_payloads(connection, [payload(TEST_SESSION, SESSION, b"{}")])
         warehouse.save_drift(connection, [drift])
         session_queue.ack(connection, [SESSION])

@@ -40,8 +40,10 @@ def save_test_sessions(
     Details of results that we hold are kept; those of `details` win unless they are older. What is `wanted` and not
     held becomes due.
     """
-    _keep_details(connection, batch, details or {})
-    saved = warehouse.save_test_sessions(connection, batch, etl_run_id=etl_run_id, rewrite=rewrite)
+    # Locked, so that another process cannot save details between our look and our rewrite.
+    held = warehouse.held_columns(connection, [rows.test_session_id for rows in batch], lock=True)
+    _keep_details(connection, batch, held, details or {})
+    saved = warehouse.save_test_sessions(connection, batch, held, etl_run_id=etl_run_id, rewrite=rewrite)
     changed = [rows for rows in batch if rows.test_session_id in saved.changed]
     for rows in changed:
         if rows.results is None:
@@ -54,9 +56,9 @@ def save_test_sessions(
     return saved
 
 
-def _keep_details(connection: Connection, batch: Sequence[TestSessionRows], details: Details) -> None:
-    # Locked, so that another process cannot save details between our look and our rewrite.
-    sessions = warehouse.held_columns(connection, [rows.test_session_id for rows in batch], lock=True)
+def _keep_details(
+    connection: Connection, batch: Sequence[TestSessionRows], sessions: Collection[str], details: Details
+) -> None:
     held = warehouse.held_details(connection, sessions)
     for rows in batch:
         ours, theirs = held.get(rows.test_session_id, {}), details.get(rows.test_session_id, {})
