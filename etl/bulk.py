@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Dialect, Table, TypeDecorator
 
-from etl.database import chunks, driver_cursor
+from etl.database import chunks
 
 Row = dict[str, Any]
 Rows = Sequence[Row | msgspec.Struct]
@@ -81,12 +81,14 @@ def _put(connection: Connection, table: Table, rows: Rows, conflict: str) -> Non
 
 
 def _copy(connection: Connection, table: Table, rows: Rows) -> None:
+    from etl.postgresql import cursor_of
+
     if not rows:
         return
     names = _names(table, rows)
     get = _getter(names, rows[0])
     with (
-        driver_cursor(connection) as cursor,
+        cursor_of(connection) as cursor,
         cursor.copy(f"COPY {table.name} ({', '.join(names)}) FROM STDIN") as copy,
     ):
         for row in rows:

@@ -29,14 +29,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg
-import psycopg.conninfo
-from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
-    ArgumentError,
     DatabaseError,
     DBAPIError,
     InterfaceError,
@@ -50,7 +46,6 @@ from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 T = TypeVar("T")
 
 SQLITE_BUSY_SECONDS = 30
-CONNECT_SECONDS = 10
 RETRY_SECONDS = 30  # for which a transaction that failed is begun again: a restart takes less
 STOPPED_RETRY_SECONDS = 3  # the same for a process that was told to stop
 LONGEST_RETRY_WAIT = 2.0
@@ -126,7 +121,9 @@ class Database:
             engine = _sqlite_engine(self.path, create, connections)
         else:
             self.path = None
-            engine = _postgresql_engine(parsed, connections, patience)
+            from etl import postgresql  # psycopg takes 10 MB, which SQLite's users need not have
+
+            engine = postgresql.make_engine(parsed, connections, patience or STATEMENT_SECONDS)
         self.engine: Engine = engine.execution_options(clock_offset=clock_offset)
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         event.listen(engine, "begin", self._on_begin)
@@ -331,26 +328,6 @@ def insert(connection: Connection, table: Table) -> Any:
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
-@contextmanager
-def driver_cursor(connection: Connection, **options: Any) -> Iterator[Any]:
-    """A cursor of psycopg itself, for what SQLAlchemy has no words for: COPY, results in binary. PostgreSQL only.
-
-    Its errors are those of SQLAlchemy, as if it had executed the statement.
-    """
-    driver: Any = connection.connection.dbapi_connection
-    try:
-        with driver.cursor(**options) as cursor:
-            yield cursor
-    except psycopg.Error as error:
-        dialect = connection.dialect
-        is_lost = dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]
-        if is_lost:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            None, None, error, psycopg.Error, connection_invalidated=is_lost, dialect=dialect
-        ) from error
-
-
 def drop_afterwards(connection: Connection) -> None:
     """Close this connection when its transaction is over: libpq keeps a buffer as large as its largest message."""
     connection.info["is_swollen"] = True
@@ -365,63 +342,6 @@ def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
     """Slices that stay under every driver's limit of bound parameters."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _postgresql_engine(url: URL, connections: int, patience: float | None) -> Engine:
-    try:
-        engine = create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            pool_size=connections,
-            hide_parameters=True,
-            pool_pre_ping=True,  # a firewall may have cut what has been idle during a long pause
-            pool_use_lifo=True,  # a connection that is not needed stays idle, and small
-            connect_args={
-                "prepare_threshold": None,
-                "connect_timeout": CONNECT_SECONDS,
-                "application_name": "checkly-etl",
-                "client_encoding": "utf8",  # of a SQL_ASCII database psycopg gives bytes otherwise
-                # A network that swallows packets is noticed after a minute, not after two hours.
-                "keepalives_idle": 30,
-                "keepalives_interval": 10,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 60_000,
-            },
-        )
-        options: Any = dict(url.query)
-        psycopg.conninfo.make_conninfo("", **options)  # refuses what libpq does not know
-    except (ArgumentError, psycopg.ProgrammingError, ValueError) as error:
-        raise ConfigError(f"warehouse.url: {' '.join(str(error).split())}") from None
-
-    def connect(_dialect: object, _record: object, args: Any, parameters: Any) -> _Connection:
-        connection = _Connection.connect(*args, **parameters)
-        connection.patience = patience or STATEMENT_SECONDS
-        return connection
-
-    event.listen(engine, "do_connect", connect)
-    return engine
-
-
-class _Connection(psycopg.Connection[Any]):
-    """Gives up on a server that does not answer: a hung connection would hang the process."""
-
-    patience: float = STATEMENT_SECONDS
-
-    def _set_autocommit(self, value: bool) -> None:
-        """Only SQLAlchemy asks for this, to ping an idle connection. That one was cut is no error of the program."""
-        try:
-            super()._set_autocommit(value)
-        except psycopg.ProgrammingError as error:
-            self.close()
-            raise psycopg.OperationalError("the connection was lost while it was asked whether it lives") from error
-
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        try:
-            return super().wait(gen, interval, timeout or self.patience)
-        except psycopg.errors._WaitTimeout:
-            if timeout is not None:
-                raise
-            self.close()
-            raise psycopg.OperationalError(f"no answer within {self.patience:g} s") from None
 
 
 def _is_connecting(error: BaseException | None) -> bool:
@@ -515,7 +435,7 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
             raise
         return connection
 
-    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4}
+    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4, "pool_use_lifo": True}
     engine = create_engine("sqlite://", creator=connect, hide_parameters=True, **options)
     event.listen(engine, "connect", lambda _, record: record.info.update(file=_identity(path)))
     return engine

@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from etl import bulk, process
 from etl.bulk import Row, Rows
-from etl.database import CLOCK_TOLERANCE, chunks, driver_cursor, drop_afterwards, insert, now
+from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
 from etl.documents import Document, known
 from etl.tables import (
     UtcTime,
@@ -505,12 +505,14 @@ def _large_body(connection: Connection, kind: str, document_id: str) -> bytes:
     """Alone, and on PostgreSQL in binary: as text, bytes take twice their size on the way."""
     drop_afterwards(connection)
     if connection.dialect.name == "postgresql":
-        with driver_cursor(connection, binary=True) as cursor:
+        from etl.postgresql import cursor_of
+
+        with cursor_of(connection, binary=True) as cursor:
             cursor.execute(
                 "SELECT convert_to(body, 'UTF8') FROM etl_payloads WHERE kind = %s AND document_id = %s",
                 (kind, document_id),
             )
-            return bytes(cursor.fetchone()[0])
+            return bytes(cursor.fetchall()[0][0])
     c = etl_payloads.c
     query = select(_bytes_of(connection, c.body)).where(c.kind == kind, c.document_id == document_id)
     return bytes(connection.execute(query).scalar_one())
