@@ -74,6 +74,7 @@ LONGEST_PAUSE = 300.0  # of a 429; a longer one ends the pass
 
 _RETRIED_STATUSES = frozenset({408, 500, 502, 503, 504})
 _CHUNK = 64 * 1024
+SLACK = 0.1  # seconds that an exchange may take longer than its deadline
 
 
 class Pace(Protocol):
@@ -682,8 +683,9 @@ class _Deadline(urllib3.Timeout):
 class _DeadlineReader(io.RawIOBase):
     """Reads from the socket until the deadline, however slowly the bytes come."""
 
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
-        self._sock, self._raw, self._deadline = sock, raw, deadline
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase, seconds: float) -> None:
+        self._sock, self._raw, self._patience = sock, raw, seconds
+        self._deadline = time.monotonic() + seconds
 
     def readable(self) -> bool:
         return True
@@ -692,7 +694,9 @@ class _DeadlineReader(io.RawIOBase):
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("deadline")
-        self._sock.settimeout(left)
+        if self._patience - left > SLACK:  # each time would be a system call a read
+            self._sock.settimeout(left)
+            self._patience = left
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -708,7 +712,7 @@ class _DeadlineResponse(http.client.HTTPResponse):
         left = sock.gettimeout()
         if left is not None:
             raw = self.fp.detach()
-            self.fp = io.BufferedReader(_DeadlineReader(sock, raw, time.monotonic() + left))
+            self.fp = io.BufferedReader(_DeadlineReader(sock, raw, left))
 
     def begin(self) -> None:
         super().begin()

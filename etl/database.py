@@ -435,7 +435,12 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
             raise
         return connection
 
-    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 4, "pool_use_lifo": True}
+    options: dict[str, Any] = {
+        "poolclass": QueuePool,
+        "pool_size": connections,
+        "max_overflow": 4,
+        "pool_use_lifo": True,
+    }
     engine = create_engine("sqlite://", creator=connect, hide_parameters=True, **options)
     event.listen(engine, "connect", lambda _, record: record.info.update(file=_identity(path)))
     return engine

@@ -45,6 +45,8 @@ class Pacer:
     def acquire(self) -> None:
         """Return when one call may be made. Raises RateLimited for a long pause, Interrupted when stopped."""
         with self._lock:
+            if self._spend():
+                return
             self._waiting += 1
         try:
             while not self._take():
@@ -52,6 +54,12 @@ class Pacer:
         finally:
             with self._lock:
                 self._waiting -= 1
+
+    def _spend(self) -> bool:
+        """Use a grant that is there, under the lock."""
+        is_granted = self._granted > 0 and time.monotonic() - self._granted_at < FRESH and not self._stop.is_set()
+        self._granted -= is_granted
+        return is_granted
 
     def pause(self, seconds: float | None) -> None:
         """Pause the account everywhere, for Retry-After's seconds if there are any."""
@@ -63,6 +71,8 @@ class Pacer:
 
     def answered(self) -> None:
         """The API answered again."""
+        if not self._paused:  # nearly always: not worth to wait for the lock
+            return
         with self._lock:
             was_paused, self._paused = self._paused, False
         if was_paused:
@@ -73,9 +83,7 @@ class Pacer:
             if self._stop.is_set():
                 raise Interrupted("stopped before the next call")
             with self._lock:
-                is_fresh = time.monotonic() - self._granted_at < FRESH
-                if is_fresh and self._granted > 0:
-                    self._granted -= 1
+                if self._spend():
                     return True
                 wanted = self._waiting
             if self._per_minute == 0:

@@ -79,11 +79,15 @@ class _Drain:
         self._run = run
         self._only = only
         self._database, self._export = run.database, run.export
-        self._recorder = Recorder(run)
+        # SQLite has one writer: two threads would only wait for each other, and each fill a cache.
+        self._writers = ThreadPoolExecutor(1 if run.database.is_sqlite else 2, thread_name_prefix="write")
+        self._recorder = Recorder(run, self._writers)
+        self._claiming: Future[list[Work]] | None = None
+        self._is_dry = False  # the last claim found nothing due
         self._waiting: deque[Work] = deque()
         self._large: deque[Work] = deque()  # to be fetched alone
         self._flying: dict[Future[_Brought], Claim] = {}
-        self._came: SimpleQueue[Future[_Brought]] = SimpleQueue()  # of those
+        self._came: SimpleQueue[Future[Any]] = SimpleQueue()  # of those, and the claim
         self._brought: deque[_Brought] = deque()  # came, and is not recorded yet
         self._brought_since = 0.0
         self._suspects: list[Failed] = []  # failed since the last answer: whose fault it is, is not known yet
@@ -107,19 +111,24 @@ class _Drain:
                 if time.monotonic() - max(claimed_at, renewed_at) > lease:
                     # Nothing moved for a whole lease (a long pause, say): what has not begun is anybody's now.
                     self._recorder.record(Batch(released=self._not_begun()))
-                has_room = len(self._flying) <= self._export.concurrency > len(self._large)
-                if not self._waiting and has_room:
-                    self._waiting.extend(self._claim())
-                    claimed_at = time.monotonic()
+                if self._claiming is None and self._has_room():
+                    if not self._waiting:
+                        claimed_at = time.monotonic()
+                    self._claiming = self._writers.submit(self._claim)
+                    self._claiming.add_done_callback(self._came.put)
                 while self._waiting and len(self._flying) < 2 * self._export.concurrency:
                     self._submit(pool, self._waiting.popleft())
                 if self._large and alone is None:
                     alone = self._submit(pool, self._large.popleft(), alone=True)
-                if not self._flying:
-                    if self._recorder.settle():
-                        continue  # what was written may be due again
-                    break
+                if not self._flying and self._claiming is None:
+                    if not self._recorder.settle():
+                        break
+                    self._is_dry = False  # what was written may be due again
+                    continue
                 for future in self._landed(BATCH_SECONDS if self._brought else 1):
+                    if future is self._claiming:
+                        self._take_claimed()
+                        continue
                     if not self._brought:
                         self._brought_since = time.monotonic()
                     del self._flying[future]
@@ -139,14 +148,25 @@ class _Drain:
             self._give_back()
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            self._recorder.close()
+            for threads in (pool, self._writers):
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def _has_room(self) -> bool:
+        """Whether to claim more: before the last ones are fetched, so that nobody waits for them."""
+        is_low = 2 * len(self._waiting) <= self._export.batch_size
+        return is_low and not self._is_dry and len(self._large) < self._export.concurrency
+
+    def _take_claimed(self) -> None:
+        claiming, self._claiming = self._claiming, None
+        claimed = claiming.result() if claiming is not None and not claiming.cancelled() else []
+        self._is_dry = not claimed
+        self._waiting.extend(claimed)
 
     def _is_time_to_record(self) -> bool:
         """Many together; but nobody waits for a failure, nor for what does not come."""
         return (
             len(self._brought) >= BATCH
-            or not (self._flying or self._waiting)
+            or not (self._flying or self._waiting or self._claiming)
             or time.monotonic() - self._brought_since >= BATCH_SECONDS
             or any(item.error is not None for item in self._brought)
             or sum(item.size for item in self._brought) >= BATCH_BYTES
@@ -158,7 +178,7 @@ class _Drain:
         future.add_done_callback(self._came.put)
         return future
 
-    def _landed(self, patience: float) -> Iterator[Future[_Brought]]:
+    def _landed(self, patience: float) -> Iterator[Future[Any]]:
         """What has come, if anything does within so many seconds. (`futures.wait` would look at all that fly.)"""
         with suppress(Empty):
             yield self._came.get(timeout=patience)
@@ -331,6 +351,10 @@ class _Drain:
         """Finish what is in flight within `schedule.grace`, then give every other claim back unblamed."""
         self._run.stop.set()  # no short retries any more
         grace = self._run.etl.settings.schedule.grace.total_seconds()
+        if self._claiming is not None:
+            self._claiming.cancel()
+            with suppress(EtlError):  # then there is nothing to give back
+                self._take_claimed()
         for future in self._flying:
             future.cancel()
         done, late = wait(self._flying, timeout=grace)

@@ -1,6 +1,6 @@
 """Recording: what became of the claims goes into the warehouse, in one transaction with their ack.
 
-Hides the thread that writes while the next sessions are fetched and normalized, and that a batch which cannot be
+Hides that it is written while the next sessions are fetched and normalized, and that a batch which cannot be
 written is halved until the bad session is alone. Memory holds two batches: one that is written, and the next.
 """
 
@@ -113,18 +113,18 @@ class _Recorded:
 
 
 class Recorder:
-    """Writes one batch after the other, in a thread of its own. Close it when done."""
+    """Writes one batch after the other, in one of the `threads`."""
 
-    def __init__(self, run: AccountRun) -> None:
+    def __init__(self, run: AccountRun, threads: ThreadPoolExecutor) -> None:
         self._run = run
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._threads = threads
         self._writing: Future[None] | None = None
 
     def record(self, batch: Batch) -> None:
         """Begin to write it; the one before is waited for. Raises what that one met: WarehouseUnavailable, a bug."""
         self.settle()
         if len(batch):
-            self._writing = self._thread.submit(self._record, batch)
+            self._writing = self._threads.submit(self._record, batch)
 
     def settle(self) -> bool:
         """Wait until everything is written; whether there was anything. Raises as `record`."""
@@ -132,10 +132,6 @@ class Recorder:
         if writing is not None:
             writing.result()
         return writing is not None
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False)
 
     def _record(self, batch: Batch) -> None:
         """One transaction for all of it; if one session cannot be written, halves, until the bad one is alone."""
