@@ -20,3 +20,8 @@ def upgrade() -> None:
     has_lz4 = "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
     if op.get_bind().exec_driver_sql(has_lz4).scalar():
         op.execute("ALTER TABLE etl_payloads ALTER COLUMN body SET COMPRESSION lz4")  # of what is written from now on
+
+
+def downgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("ALTER TABLE etl_payloads ALTER COLUMN body SET COMPRESSION DEFAULT")
