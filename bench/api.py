@@ -14,7 +14,9 @@ import argparse
 import asyncio
 import hashlib
 import json
+import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,8 +197,8 @@ def digest(lines: Iterable[str]) -> str:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, documents: Documents, latency: float) -> None:
-        self._documents, self._latency = documents, latency
+    def __init__(self, documents: Documents, latency: float, limit: int, calls: deque[float]) -> None:
+        self._documents, self._latency, self._limit, self._calls = documents, latency, limit, calls
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -214,7 +216,9 @@ class _Connection(asyncio.Protocol):
             elif body is not None and query.startswith(b"limit=100&page=") and query != b"limit=100&page=1":
                 body = b"[]"
             status = b"200 OK" if body is not None else b"404 Not Found"
-            body = b'{"statusCode":404,"error":"Not Found","message":"?"}' if body is None else body
+            if self._limit and self._is_too_much():
+                status, body = b"429 Too Many Requests", None
+            body = b'{"error":"?"}' if body is None else body
             answer = b"HTTP/1.1 %b\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
             answer %= (status, len(body), body)
             if self._latency:
@@ -222,11 +226,20 @@ class _Connection(asyncio.Protocol):
             else:
                 self._transport.write(answer)
 
+    def _is_too_much(self) -> bool:
+        """Whether there were more calls than the limit in the last 60 s, this one included."""
+        now = time.monotonic()
+        self._calls.append(now)
+        while self._calls[0] <= now - 60:
+            self._calls.popleft()
+        return len(self._calls) > self._limit
 
-async def serve(documents: Documents, latency: float, expected: dict[str, object]) -> None:
+
+async def serve(documents: Documents, latency: float, limit: int, expected: dict[str, object]) -> None:
     """Answer until the process ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(documents, latency), "127.0.0.1", 0)
+    calls: deque[float] = deque()
+    server = await loop.create_server(lambda: _Connection(documents, latency, limit, calls), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     print(json.dumps({"url": f"http://127.0.0.1:{port}", **expected}), flush=True)
     await server.serve_forever()
@@ -239,6 +252,7 @@ def main() -> None:
     parser.add_argument("--results", type=int, default=20, help="of each session")
     parser.add_argument("--days", type=float, default=28.0, help="over which they were created, up to now")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="of each answer")
+    parser.add_argument("--limit", type=int, default=0, help="calls in any minute; more are answered 429")
     parser.add_argument("--dump", type=Path, help="write the documents of all sessions into this file, a line each")
     arguments = parser.parse_args()
     documents = Documents(arguments.sessions, arguments.results, arguments.days)
@@ -251,7 +265,7 @@ def main() -> None:
         "body_bytes": sum(map(len, documents.details)) // max(1, len(documents.details)),
     }
     documents.lines.clear()
-    asyncio.run(serve(documents, arguments.latency / 1000, expected))
+    asyncio.run(serve(documents, arguments.latency / 1000, arguments.limit, expected))
 
 
 if __name__ == "__main__":

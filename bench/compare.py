@@ -4,11 +4,11 @@
     make bench BENCH_ARGS="load --sessions 200 --rounds 1"      one part, small
 
 From the root of the checkout. Parts: `load` (first load and identical reload), `latency` (the same API, each answer
-25 ms late), `memory` (peak at several sizes), `small` (`--help`, an idle `sync`). The API is a process of its own,
-whose CPU counts for nobody, and so is each contestant; rounds are interleaved, medians are printed, and what was
-written is compared with the source after each load. PostgreSQL is that of TEST_DATABASE_URL (a role that may create
-databases: `etl_bench_…`, dropped at the end), else the tests' own. The figures are of this machine and of what else
-it does.
+25 ms late), `memory` (peak at several sizes), `small` (`--help`, an idle `sync`), `budget` (a backfill that waits for
+its rate budget), `discovery` (a long list of which nothing is new). The API is a process of its own, whose CPU counts
+for nobody, and so is each contestant; rounds are interleaved, medians are printed, and what was written is compared
+with the source after each load. PostgreSQL is that of TEST_DATABASE_URL (a role that may create databases:
+`etl_bench_…`, dropped at the end), else the tests' own. The figures are of this machine and of what else it does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent
 OURS = str(ROOT / ".venv" / "bin" / "checkly-etl")
 DLT = str(ROOT / ".venv" / "bench" / "bin" / "python")
 POSTGRESQL, SQLITE = "PostgreSQL", "SQLite"
-PARTS = ("load", "latency", "memory", "small")
+PARTS = ("load", "latency", "memory", "small", "budget", "discovery")
 
 # A process's peak counts from its parent's at the fork: so the parent is this, which needs next to nothing.
 LAUNCHER = """
@@ -355,6 +355,42 @@ def small(bench: Bench, arguments: argparse.Namespace) -> None:
     print(f"\nCalls of such a sync: {', '.join(f'{n} ({kind})' for kind, n in calls.items())}")
 
 
+def budget(bench: Bench, arguments: argparse.Namespace) -> None:
+    """How much of its rate budget a backfill of several minutes uses, of an API that allows just as much."""
+    limit, sessions = 300, 1000
+    with bench.serving("--sessions", str(sessions), "--limit", str(limit)):
+        url = bench.store(POSTGRESQL, "ours")
+        bench.run([OURS, "migrate"], bench.ours(url))
+        took = bench.run([OURS, "backfill", "--since", "30d", "--json"], bench.ours(url, limit=limit))
+        bench.verify("checkly-etl", url, OUR_ROWS, "test_sessions")
+    ran = json.loads(took.out)
+    calls = ran["api_requests"]
+    least = (calls - 1) // limit * 60  # seconds: a window's calls at its beginning
+    print(f"\nbudget: {sessions:,} sessions, {limit} calls a minute, by the exporter and by the API\n")
+    print(
+        f"- {calls:,} calls in {took.wall:.1f} s; {least} s is the least: {least / took.wall:.1%} of the budget used"
+    )
+    print(f"- {ran['api_retries']} calls were answered 429 or failed otherwise")
+
+
+def discovery(bench: Bench, arguments: argparse.Namespace) -> None:
+    """A pass over a long list of which everything is exported already."""
+    table = Table()
+    listed = arguments.listed
+    print(f"\ndiscovery: {listed:,} sessions of one result, exported already, listed again by `backfill`\n")
+    with bench.serving("--sessions", str(listed), "--results", "1"):
+        for kind in (POSTGRESQL, SQLITE):
+            url = bench.store(kind, "ours")
+            bench.run([OURS, "migrate"], bench.ours(url))
+            bench.run([OURS, "backfill", "--since", "30d"], bench.ours(url))
+            took = bench.run([OURS, "backfill", "--since", "30d", "--json"], bench.ours(url))
+            table.add("checkly-etl, nothing new", kind, took)
+            ran = json.loads(took.out)
+            print(f"- {kind}: {ran['api_requests']:,} calls, {ran['test_sessions_saved']} saved")
+    print()
+    table.print(lambda who: who)
+
+
 def _url(bench: Bench, kind: str) -> str:
     if kind == SQLITE:
         return f"sqlite:///{bench.folder / 'ours'}.db"
@@ -384,6 +420,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=25.0, metavar="MS", help="of the part latency")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000, 50_000], help="of the part memory")
+    parser.add_argument("--listed", type=int, default=100_000, metavar="SESSIONS", help="of the part discovery")
     parser.add_argument(
         "--dlt-to", type=int, default=8000, metavar="SESSIONS", help="not in the part memory above it"
     )
@@ -391,7 +428,7 @@ def main() -> None:
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"{part} is none of {', '.join(PARTS)}")
-    measure = dict(zip(PARTS, (load, latency, memory, small), strict=True))
+    measure = dict(zip(PARTS, (load, latency, memory, small, budget, discovery), strict=True))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its databases are dropped all the same
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etl-bench-")))

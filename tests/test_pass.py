@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +17,7 @@ from etl import normalize, pipeline, session_queue, warehouse
 from etl.database import Database
 from etl.pipeline import Etl, Outcome
 from etl.simulator import Simulator, World
+from etl.simulator.faults import Fault
 from tests.conftest import ACCOUNT, NOW, content, rows, scalar
 from tests.documents import detail, entry, error_group, result, running, uuid
 
@@ -643,6 +646,18 @@ def test_a_known_error_group_is_read_again_when_a_newer_session_refers_to_it(
     assert rows(database, "SELECT environment FROM error_group_environments") == [{"environment": "staging"}]
 
 
+def test_a_page_that_holds_an_error_group_twice_is_read(make: Make, checkly: Simulator, database: Database) -> None:
+    for group in (1, 2, 3):
+        checkly.put_error_group(error_group(group))
+    with_groups(checkly, 1, 1, 2, 3)
+    page = [error_group(1), error_group(2), error_group(1, errorHash="the last one counts"), error_group(3)]
+    checkly.faults.add(Fault("status", match=r"error-groups(\?|$)", status=200, body=json.dumps(page)))
+    assert saved(pipeline.sync(make())) == 1
+    read = rows(database, "SELECT error_hash FROM error_groups WHERE fetched_at IS NOT NULL ORDER BY error_group_id")
+    assert len(read) == 3
+    assert read[0]["error_hash"] == "the last one counts"
+
+
 def test_error_groups_that_cannot_be_read_hold_no_session_back_and_are_asked_for_again(
     make: Make, checkly: Simulator, database: Database
 ) -> None:
@@ -879,6 +894,68 @@ def test_what_came_together_is_recorded_together(
     assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 25
     assert sum(transactions) == 25
     assert len(transactions) <= 4
+
+
+def test_the_next_sessions_are_fetched_while_a_batch_is_written(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 5)
+    for number in range(1, 41):
+        checkly.put_test_session(detail(number), entry(number))
+    checkly.faults.add(Fault("delay", match="/v1/test-sessions/", seconds=0.05))
+    lock = session_queue.lock
+    fetched_meanwhile: list[bool] = []
+
+    def waiting(connection: Any, claims: Any) -> Any:
+        if not fetched_meanwhile:
+            before = len(checkly.requests)
+            until = time.monotonic() + 10
+            while len(checkly.requests) < before + 5 and time.monotonic() < until:
+                time.sleep(0.01)
+            fetched_meanwhile.append(len(checkly.requests) >= before + 5)
+        return lock(connection, claims)
+
+    monkeypatch.setattr(session_queue, "lock", waiting)  # the first thing that a batch does
+    etl = make(CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE="0")
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 40
+    assert fetched_meanwhile == [True]
+
+
+def test_claims_are_taken_before_the_last_ones_are_fetched(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 41):
+        checkly.put_test_session(detail(number), entry(number))
+    checkly.faults.add(Fault("delay", match="/v1/test-sessions/", seconds=0.02))
+    claim = session_queue.claim
+    to_fetch: list[int] = []  # of what was claimed before, at each claim
+    claimed = 0
+
+    def counted(connection: Any, **options: Any) -> Any:
+        nonlocal claimed
+        to_fetch.append(claimed - sum(fetches(checkly, number) for number in range(1, 41)))
+        found = claim(connection, **options)
+        claimed += len(found)
+        return found
+
+    monkeypatch.setattr(session_queue, "claim", counted)
+    etl = make(CHECKLY_ETL_EXPORT__BATCH_SIZE="10")
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 40
+    assert to_fetch[0] == 0
+    assert all(0 < number <= 10 for number in to_fetch[1:4])
+    assert not queue(database)
+
+
+@pytest.mark.parametrize(("batch_size", "concurrency"), [("1", "1"), ("1", "8"), ("2", "3"), ("500", "1")])
+def test_every_session_is_exported_however_few_are_claimed_at_once(
+    make: Make, checkly: Simulator, database: Database, batch_size: str, concurrency: str
+) -> None:
+    for number in range(1, 14):
+        checkly.put_test_session(detail(number), entry(number))
+    etl = make(CHECKLY_ETL_EXPORT__BATCH_SIZE=batch_size, CHECKLY_ETL_EXPORT__CONCURRENCY=concurrency)
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 13
+    assert [fetches(checkly, number) for number in range(1, 14)] == [1] * 13
+    assert not queue(database)
 
 
 def test_nothing_waits_for_what_does_not_come(
