@@ -46,7 +46,7 @@ from etl.session_queue import Claim
 logger = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 10  # of the API with no answer between: an outage
-BATCH = 64  # sessions that are recorded together: a transaction costs as much as the rows of ten of them
+BATCH = 128  # sessions that are recorded together: a transaction costs as much as the rows of twenty of them
 BATCH_BYTES = 3_000_000
 BATCH_SECONDS = 0.25  # for which a document that came waits for others
 
