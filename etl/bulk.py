@@ -21,6 +21,7 @@ Row = dict[str, Any]
 Rows = Sequence[Row | msgspec.Struct]
 
 _AT_ONCE = 1000  # drivers copy what they are given, and there may be 100,000 rows
+_JSON_BYTES = 4_000_000
 _SQLITE_AT_ONCE = 20  # rows in a statement: fewer take longer, more are no faster and fill memory
 
 
@@ -97,13 +98,28 @@ def _copy(connection: Connection, table: Table, rows: Rows) -> None:
 
 def _put_json(connection: Connection, table: Table, rows: Rows, conflict: str) -> None:
     """In one parameter: psycopg adapts value by value, msgspec writes all of them in one go."""
-    for some in chunks(rows, _AT_ONCE):
-        names = ", ".join(_names(table, some))
-        source = f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(convert_from(%b, 'UTF8') AS json))"
+    if not rows:
+        return
+    names = ", ".join(_names(table, rows))
+    source = f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(convert_from(%b, 'UTF8') AS json))"
+    for array in _arrays(rows):
         connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {source}{conflict}",
-            (msgspec.json.encode(some),),
+            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {source}{conflict}", (array,)
         )
+
+
+def _arrays(rows: Rows) -> Iterator[bytes]:
+    """JSON arrays of a few megabytes: a row may hold a text of as much."""
+    items: list[bytes] = []
+    size = 0
+    for row in rows:
+        item = msgspec.json.encode(row)
+        if items and size + len(item) > _JSON_BYTES:
+            yield b"[%b]" % b",".join(items)
+            items, size = [], 0
+        items.append(item)
+        size += len(item)
+    yield b"[%b]" % b",".join(items)
 
 
 def _bind(connection: Connection, table: Table, rows: Rows, conflict: str) -> None:

@@ -393,7 +393,10 @@ def _is_the_servers(error: DBAPIError) -> bool:
 
 def _first_lines(error: DBAPIError) -> str:
     # `str(error)` of SQLAlchemy would add the statement and its parameters: our data has no place in a log.
-    said = " ".join(str(error.orig).split())[:500]
+    # Nor would psycopg's own leave it out: a COPY's CONTEXT is the beginning of a row.
+    diagnosed = getattr(error.orig, "diag", None)
+    told = filter(None, (getattr(diagnosed, name, None) for name in ("severity", "message_primary", "message_hint")))
+    said = " ".join((": ".join(told) or str(error.orig)).split())[:500]
     hint = _SQLITE_HINTS.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
     return f"{said} ({hint})" if hint else said
 

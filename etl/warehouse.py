@@ -162,8 +162,8 @@ def save_test_sessions(
 ) -> Saved:
     """Save each session as a whole, in the caller's transaction.
 
-    The caller holds the lock on each: `held` is what `held_columns` gave with `lock`, and what is not in it is nobody
-    else's to write.
+    The caller holds the lock on each: `held` is what `held_columns` gave with `lock`. What is not in it must be the
+    caller's by a claim, unless it is a `rewrite`.
 
     - Unchanged (both hashes equal ours): nothing is written, unless `rewrite`.
     - RUNNING where we hold a final one: nothing of it is written.
@@ -195,8 +195,10 @@ def save_test_sessions(
         [{**rows.test_session, **stamps} for rows in writing],
         keep=("first_exported_at",),
     )
-    _save_children(connection, writing, held)
-    _save_links(connection, writing, held)
+    # A replay has no claim: what it found missing, somebody may have saved before we locked it.
+    stored = saved.changed if rewrite else held
+    _save_children(connection, writing, stored)
+    _save_links(connection, writing, stored)
     if not rewrite:
         _mark_stale_groups(connection, writing, moment)
     return saved

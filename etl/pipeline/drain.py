@@ -83,13 +83,15 @@ class _Drain:
         self._writers = ThreadPoolExecutor(1 if run.database.is_sqlite else 2, thread_name_prefix="write")
         self._recorder = Recorder(run, self._writers)
         self._claiming: Future[list[Work]] | None = None
-        self._is_dry = False  # the last claim found nothing due
+        self._dry_after: int | None = None  # so many batches were written when the last claim began and found nothing
+        self._claimed_after = 0
         self._waiting: deque[Work] = deque()
         self._large: deque[Work] = deque()  # to be fetched alone
         self._flying: dict[Future[_Brought], Claim] = {}
         self._came: SimpleQueue[Future[Any]] = SimpleQueue()  # of those, and the claim
         self._brought: deque[_Brought] = deque()  # came, and is not recorded yet
         self._brought_since = 0.0
+        self._alone: Future[_Brought] | None = None  # what fetches a large one
         self._suspects: list[Failed] = []  # failed since the last answer: whose fault it is, is not known yet
 
     def work(self) -> None:
@@ -104,7 +106,6 @@ class _Drain:
         lease = self._export.lease.total_seconds()
         claimed_at = renewed_at = time.monotonic()
         progressed = False
-        alone: Future[_Brought] | None = None
         pool = ThreadPoolExecutor(self._export.concurrency, thread_name_prefix="fetch")
         try:
             while not self._run.etl.stop.is_set():
@@ -114,26 +115,17 @@ class _Drain:
                 if self._claiming is None and self._has_room():
                     if not self._waiting:
                         claimed_at = time.monotonic()
-                    self._claiming = self._writers.submit(self._claim)
-                    self._claiming.add_done_callback(self._came.put)
+                    self._begin_to_claim()
                 while self._waiting and len(self._flying) < 2 * self._export.concurrency:
                     self._submit(pool, self._waiting.popleft())
-                if self._large and alone is None:
-                    alone = self._submit(pool, self._large.popleft(), alone=True)
-                if not self._flying and self._claiming is None:
-                    if not self._recorder.settle():
+                if self._large and self._alone is None:
+                    self._alone = self._submit(pool, self._large.popleft(), alone=True)
+                if self._flying or self._claiming is not None:
+                    self._land(BATCH_SECONDS if self._brought else 1)
+                else:
+                    self._recorder.settle()
+                    if self._is_dry:
                         break
-                    self._is_dry = False  # what was written may be due again
-                    continue
-                for future in self._landed(BATCH_SECONDS if self._brought else 1):
-                    if future is self._claiming:
-                        self._take_claimed()
-                        continue
-                    if not self._brought:
-                        self._brought_since = time.monotonic()
-                    del self._flying[future]
-                    self._brought.append(future.result())
-                    alone = None if alone is future else alone
                 if self._brought and self._is_time_to_record():
                     self._record_all()
                     progressed = True
@@ -151,15 +143,25 @@ class _Drain:
             for threads in (pool, self._writers):
                 threads.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def _is_dry(self) -> bool:
+        """The last claim found nothing due, and nothing was written since: what is written may be due again."""
+        return self._dry_after == self._recorder.written
+
     def _has_room(self) -> bool:
         """Whether to claim more: before the last ones are fetched, so that nobody waits for them."""
         is_low = 2 * len(self._waiting) <= self._export.batch_size
         return is_low and not self._is_dry and len(self._large) < self._export.concurrency
 
+    def _begin_to_claim(self) -> None:
+        self._claimed_after = self._recorder.written
+        self._claiming = self._writers.submit(self._claim)
+        self._claiming.add_done_callback(self._came.put)
+
     def _take_claimed(self) -> None:
         claiming, self._claiming = self._claiming, None
         claimed = claiming.result() if claiming is not None and not claiming.cancelled() else []
-        self._is_dry = not claimed
+        self._dry_after = None if claimed else self._claimed_after
         self._waiting.extend(claimed)
 
     def _is_time_to_record(self) -> bool:
@@ -178,12 +180,20 @@ class _Drain:
         future.add_done_callback(self._came.put)
         return future
 
-    def _landed(self, patience: float) -> Iterator[Future[Any]]:
-        """What has come, if anything does within so many seconds. (`futures.wait` would look at all that fly.)"""
+    def _land(self, patience: float) -> None:
+        """Take what comes within so many seconds. (`futures.wait` would look at all that fly.)"""
         with suppress(Empty):
-            yield self._came.get(timeout=patience)
+            future = self._came.get(timeout=patience)
             while True:
-                yield self._came.get_nowait()
+                if future is self._claiming:
+                    self._take_claimed()
+                else:
+                    if not self._brought:
+                        self._brought_since = time.monotonic()
+                    del self._flying[future]
+                    self._brought.append(future.result())
+                    self._alone = None if self._alone is future else self._alone
+                future = self._came.get_nowait()
 
     def _not_begun(self) -> list[Claim]:
         """The claims that no worker has in hand; they are not ours to begin any more."""
@@ -353,12 +363,16 @@ class _Drain:
         grace = self._run.etl.settings.schedule.grace.total_seconds()
         if self._claiming is not None:
             self._claiming.cancel()
-            with suppress(EtlError):  # then there is nothing to give back
-                self._take_claimed()
         for future in self._flying:
             future.cancel()
         done, late = wait(self._flying, timeout=grace)
-        released = self._not_begun() + [self._flying[future] for future in late]
+        failed: list[Exception] = []
+        for finish in (self._take_claimed, self._recorder.settle):
+            try:
+                finish()
+            except Exception as error:  # noqa: BLE001 - told or raised when the claims are back
+                failed.append(error)
+        released = self._not_begun() + self._recorder.take_unwritten() + [self._flying[future] for future in late]
         released += [suspect.claim for suspect in self._suspects]
         self._suspects = []
         brought, self._brought = self._brought, deque()
@@ -381,9 +395,13 @@ class _Drain:
                 self._recorder.settle()  # one after the other: there is no hurry any more, and memory is short
             self._recorder.settle()
         except EtlError as error:
+            failed.append(error)
+        for failure in failed:
+            if not isinstance(failure, EtlError):
+                raise failure
             logger.warning(
-                "claims could not be given back, their leases end by themselves: %s",
-                error,
+                "not all could be written or given back; the leases of the rest end by themselves: %s",
+                failure,
                 extra=runbook("warehouse"),
             )
 

@@ -118,20 +118,40 @@ class Recorder:
     def __init__(self, run: AccountRun, threads: ThreadPoolExecutor) -> None:
         self._run = run
         self._threads = threads
-        self._writing: Future[None] | None = None
+        self._writing: tuple[Future[None], list[Claim]] | None = None
+        self._unwritten: list[Claim] = []
+        self.written = 0  # batches
 
     def record(self, batch: Batch) -> None:
-        """Begin to write it; the one before is waited for. Raises what that one met: WarehouseUnavailable, a bug."""
-        self.settle()
-        if len(batch):
-            self._writing = self._threads.submit(self._record, batch)
+        """Begin to write it; the one before is waited for. Raises what that one met: WarehouseUnavailable, a bug.
 
-    def settle(self) -> bool:
-        """Wait until everything is written; whether there was anything. Raises as `record`."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        The claims of what could not be written, and of what then was not begun, are in `take_unwritten`.
+        """
+        if not len(batch):
+            return
+        try:
+            self.settle()
+        except BaseException:
+            self._unwritten += batch.claims
+            raise
+        self._writing = self._threads.submit(self._record, batch), batch.claims
+
+    def settle(self) -> None:
+        """Wait until everything is written. Raises as `record`."""
+        if self._writing is None:
+            return
+        (writing, claims), self._writing = self._writing, None
+        try:
             writing.result()
-        return writing is not None
+        except BaseException:
+            self._unwritten += claims
+            raise
+        self.written += 1
+
+    def take_unwritten(self) -> list[Claim]:
+        """What is to be given back: some of it may have been written all the same, and is no longer ours then."""
+        taken, self._unwritten = self._unwritten, []
+        return taken
 
     def _record(self, batch: Batch) -> None:
         """One transaction for all of it; if one session cannot be written, halves, until the bad one is alone."""

@@ -41,13 +41,12 @@ def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
 
 
 def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
-    # Locked first: what is not held, nobody else may save meanwhile.
-    given_up = session_queue.lock_discarded(connection, ids)
     held = warehouse.held_columns(connection, ids, lock=True)
     details = warehouse.load_payloads(connection, TEST_SESSION, ids)
     summaries = warehouse.load_payloads(connection, TEST_SESSION_SUMMARY, ids)
     batch: list[TestSessionRows] = []
     problems: list[str] = []
+    given_up = session_queue.discarded(connection, ids)
     for id_, (detail, account_id) in details.items():
         row = held.get(id_)
         if row is None and id_ in given_up:
