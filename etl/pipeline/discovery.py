@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -12,7 +12,7 @@ from etl import accounts, normalize, session_queue, warehouse
 from etl.checkly import Page
 from etl.errors import ApiUnavailable, Interrupted, LeaseLost, PayloadError
 from etl.normalize import TEST_SESSION_SUMMARY, Drift
-from etl.pipeline.run import AccountRun
+from etl.pipeline.run import AccountRun, begin_in_thread
 from etl.session_queue import Listed
 
 logger = logging.getLogger(__name__)
@@ -83,20 +83,30 @@ def listed_entries(page: Page, drift: Drift | None = None) -> list[Listed]:
 
 
 def _pages(run: AccountRun, since: datetime, until: datetime | None) -> Iterator[Page]:
+    """The pages of the list; the next one is asked for while the caller works on one."""
     pages = run.client.list_test_sessions(since=since, until=until)
+
+    def ask() -> Callable[[], Page | None]:
+        return begin_in_thread(run.etl, lambda: next(pages, None))
+
+    answer = ask()
     while True:
         if run.etl.stop.is_set():
             raise Interrupted("stopped while listing")
         try:
-            page = run.call(lambda: next(pages, None))
+            page = answer()
         except ApiUnavailable:
             run.failures_in_a_row += 1
             raise
         if page is None:
             return
+        if not page.is_last:
+            answer = ask()
         run.failures_in_a_row = 0
         run.outcome.listed += len(page.entries)
         yield page
+        if page.is_last:
+            return
 
 
 def _enqueue(

@@ -241,6 +241,11 @@ def in_thread(etl: Etl, work: Callable[[], T]) -> T:
 
     Raises what `work` raises; Interrupted if it has not ended `schedule.grace` after the stop.
     """
+    return begin_in_thread(etl, work)()
+
+
+def begin_in_thread(etl: Etl, work: Callable[[], T]) -> Callable[[], T]:
+    """The same begun: what is returned waits for its end."""
     call: Future[T] = Future()
 
     def run() -> None:
@@ -249,12 +254,15 @@ def in_thread(etl: Etl, work: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             call.set_exception(error)
 
+    def end() -> T:
+        while not wait([call], timeout=0.2).done:
+            grace = etl.settings.schedule.grace.total_seconds()
+            if etl.stop.is_set() and not wait([call], timeout=grace).done:
+                raise Interrupted("stopped, a call that hangs is left alone")
+        return call.result()
+
     threading.Thread(target=run, name="call", daemon=True).start()
-    while not wait([call], timeout=0.2).done:
-        grace = etl.settings.schedule.grace.total_seconds()
-        if etl.stop.is_set() and not wait([call], timeout=grace).done:
-            raise Interrupted("stopped, a call that hangs is left alone")
-    return call.result()
+    return end
 
 
 @contextmanager
