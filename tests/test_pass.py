@@ -588,6 +588,28 @@ def test_a_long_pause_ends_the_pass_and_stays_stored(make: Make, checkly: Simula
     assert saved(pipeline.sync(make(clock_offset=timedelta(minutes=11)))) == 1
 
 
+def test_the_next_page_of_the_list_is_asked_for_while_one_is_saved(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 251):
+        checkly.put_test_session(detail(number), entry(number))
+    enqueue_listed = session_queue.enqueue_listed
+    pages: list[int] = []  # asked for, at the end of saving each
+
+    def waiting(connection: Any, entries: Any, **options: Any) -> int:
+        wanted = min(len(pages) + 2, 3)
+        until = time.monotonic() + 5
+        while len(paths(checkly)) < wanted and time.monotonic() < until:
+            time.sleep(0.01)
+        pages.append(len(paths(checkly)))
+        return enqueue_listed(connection, entries, **options)
+
+    monkeypatch.setattr(session_queue, "enqueue_listed", waiting)
+    etl = make(CHECKLY_ETL_EXPORT__REQUESTS_PER_MINUTE="0")
+    assert pipeline.backfill(etl, since=LONG_AGO, until=None).listed == 250
+    assert pages == [2, 3, 3]
+
+
 # --- error groups -------------------------------------------------------------------------------------------------
 
 
