@@ -16,12 +16,12 @@ import msgspec
 from sqlalchemy import Connection, Dialect, Table, TypeDecorator
 
 from etl.database import chunks
+from etl.documents import LONGEST_TEXT
 
 Row = dict[str, Any]
 Rows = Sequence[Row | msgspec.Struct]
 
 _AT_ONCE = 1000  # drivers copy what they are given, and there may be 100,000 rows
-_JSON_BYTES = 4_000_000
 _SQLITE_AT_ONCE = 20  # rows in a statement: fewer take longer, more are no faster and fill memory
 
 
@@ -41,7 +41,7 @@ def insert_or_keep(connection: Connection, table: Table, rows: Rows) -> None:
 def upsert(connection: Connection, table: Table, rows: Rows, *, keep: Collection[str] = ()) -> None:
     """Insert rows, or set the columns of those that are there already, but for the columns to `keep`."""
     if rows:
-        _put(connection, table, rows, _or_update(table, _names(table, rows[:1]), keep))
+        _put(connection, table, rows, _or_update(table, columns_of(table, rows[:1]), keep))
 
 
 def upsert_texts(connection: Connection, table: Table, rows: Sequence[Row], name: str) -> None:
@@ -51,15 +51,30 @@ def upsert_texts(connection: Connection, table: Table, rows: Sequence[Row], name
     """
     if not rows:
         return
-    names = _names(table, rows)
+    names = columns_of(table, rows)
     if connection.dialect.name == "postgresql":
         marks = ["convert_from(%b, 'UTF8')" if column == name else "%s" for column in names]
-        values = [tuple(row.values()) for row in rows]
+        get = _getter(names, rows[0])
+        values = [get(row) for row in rows]
     else:
         marks = ["CAST(? AS TEXT)" if column == name else "?" for column in names]
         values = [tuple(stored) for stored in _as_stored(table, names, rows, connection.dialect)]
     into = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(marks)})"
     connection.exec_driver_sql(into + _or_update(table, names), values)
+
+
+def columns_of(table: Table, rows: Rows) -> list[str]:
+    """The columns that each of the rows has, at least one row. Raises AssertionError if they differ."""
+    first = rows[0]
+    if isinstance(first, msgspec.Struct):
+        same = all(type(row) is type(first) for row in rows)
+        names = list(first.__struct_fields__)
+    else:
+        same = all(isinstance(row, dict) and row.keys() == first.keys() for row in rows)
+        names = list(first)
+    if not same:
+        raise AssertionError(f"rows of {table.name} differ in their columns, the first has {', '.join(names)}")
+    return names
 
 
 def as_row(row: Row | msgspec.Struct) -> Row:
@@ -77,7 +92,6 @@ def _put(connection: Connection, table: Table, rows: Rows, conflict: str) -> Non
     if connection.dialect.name == "postgresql":
         _put_json(connection, table, rows, conflict)
     else:
-        # ON CONFLICT behind VALUES is no join.
         _bind(connection, table, rows, conflict)
 
 
@@ -86,7 +100,7 @@ def _copy(connection: Connection, table: Table, rows: Rows) -> None:
 
     if not rows:
         return
-    names = _names(table, rows)
+    names = columns_of(table, rows)
     get = _getter(names, rows[0])
     with (
         cursor_of(connection) as cursor,
@@ -100,7 +114,7 @@ def _put_json(connection: Connection, table: Table, rows: Rows, conflict: str) -
     """In one parameter: psycopg adapts value by value, msgspec writes all of them in one go."""
     if not rows:
         return
-    names = ", ".join(_names(table, rows))
+    names = ", ".join(columns_of(table, rows))
     source = f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(convert_from(%b, 'UTF8') AS json))"
     for array in _arrays(rows):
         connection.exec_driver_sql(
@@ -109,12 +123,12 @@ def _put_json(connection: Connection, table: Table, rows: Rows, conflict: str) -
 
 
 def _arrays(rows: Rows) -> Iterator[bytes]:
-    """JSON arrays of a few megabytes: a row may hold a text of as much."""
+    """JSON arrays no longer than the longest text of a row, or of one row."""
     items: list[bytes] = []
     size = 0
     for row in rows:
         item = msgspec.json.encode(row)
-        if items and size + len(item) > _JSON_BYTES:
+        if items and size + len(item) > LONGEST_TEXT:
             yield b"[%b]" % b",".join(items)
             items, size = [], 0
         items.append(item)
@@ -124,7 +138,7 @@ def _arrays(rows: Rows) -> Iterator[bytes]:
 
 def _bind(connection: Connection, table: Table, rows: Rows, conflict: str) -> None:
     for some in chunks(rows, _AT_ONCE):
-        names = _names(table, some)
+        names = columns_of(table, some)
         marks = f"({', '.join('?' for _ in names)})"
         into = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES"
         stored = list(_as_stored(table, names, some, connection.dialect))
@@ -160,17 +174,3 @@ def _getter(names: Sequence[str], row: Row | msgspec.Struct) -> Callable[[Any], 
         only = by_name(names[0])
         return lambda row: (only(row),)
     return by_name(*names)
-
-
-def _names(table: Table, rows: Rows) -> list[str]:
-    """The columns that each of the rows has."""
-    first = rows[0]
-    if isinstance(first, msgspec.Struct):
-        same = all(type(row) is type(first) for row in rows)
-        names = list(first.__struct_fields__)
-    else:
-        same = all(isinstance(row, dict) and row.keys() == first.keys() for row in rows)
-        names = list(first)
-    if not same:
-        raise AssertionError(f"rows of {table.name} differ in their columns, the first has {', '.join(names)}")
-    return names

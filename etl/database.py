@@ -395,7 +395,7 @@ def _first_lines(error: DBAPIError) -> str:
     # `str(error)` of SQLAlchemy would add the statement and its parameters: our data has no place in a log.
     # Nor would psycopg's own leave it out: a COPY's CONTEXT is the beginning of a row.
     diagnosed = getattr(error.orig, "diag", None)
-    told = filter(None, (getattr(diagnosed, name, None) for name in ("severity", "message_primary", "message_hint")))
+    told = filter(None, (getattr(diagnosed, name, None) for name in ("message_primary", "message_hint")))
     said = " ".join((": ".join(told) or str(error.orig)).split())[:500]
     hint = _SQLITE_HINTS.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
     return f"{said} ({hint})" if hint else said

@@ -52,7 +52,9 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(_SqliteTime() if dialect.name == "sqlite" else DateTime(timezone=True))  # type: ignore[no-untyped-call]
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(_SqliteTime())  # type: ignore[no-untyped-call]
+        return super().load_dialect_impl(dialect)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None or value.tzinfo is UTC:

@@ -204,11 +204,11 @@ def save_test_sessions(
     return saved
 
 
-def _save_children(connection: Connection, writing: Sequence[SessionRows], held: Collection[str]) -> None:
+def _save_children(connection: Connection, writing: Sequence[SessionRows], stored: Collection[str]) -> None:
     told = [rows for rows in writing if rows.results is not None]
-    stored = [rows for rows in told if rows.test_session_id in held]
-    final = [rows.test_session_id for rows in stored if rows.is_final]
-    running = [rows.test_session_id for rows in stored if not rows.is_final]
+    replaced = [rows for rows in told if rows.test_session_id in stored]
+    final = [rows.test_session_id for rows in replaced if rows.is_final]
+    running = [rows.test_session_id for rows in replaced if not rows.is_final]
     _delete_of(connection, test_session_results, final)
     _delete_of(connection, check_executions, final + running)
     for some in chunks(running):
@@ -225,7 +225,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows], held:
     bulk.insert(connection, check_executions, [row for rows in told for row in rows.executions or ()])
 
 
-def _save_links(connection: Connection, writing: Sequence[SessionRows], held: Collection[str]) -> None:
+def _save_links(connection: Connection, writing: Sequence[SessionRows], stored: Collection[str]) -> None:
     session_links = [
         {"test_session_id": rows.test_session_id, "error_group_id": group}
         for rows in writing
@@ -236,7 +236,7 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows], held: Co
         for rows in writing
         for result, group in rows.result_error_groups
     ]
-    final = [rows for rows in writing if rows.is_final and rows.test_session_id in held]
+    final = [rows for rows in writing if rows.is_final and rows.test_session_id in stored]
     of_sessions = [rows.test_session_id for rows in final if rows.error_group_ids is not None]
     of_results = [rows.test_session_id for rows in final if rows.results is not None]
     _delete_of(connection, test_session_error_groups, of_sessions)
@@ -721,24 +721,15 @@ def count_test_sessions(connection: Connection) -> int:
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, table: Table, rows: Rows) -> None:
+def _insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     _execute(connection, insert(connection, table), rows)
 
 
-def _execute(connection: Connection, statement: Any, rows: Rows) -> None:
-    for values in _values(statement.table, rows):
-        connection.execute(statement, values)
-
-
-def _values(table: Table, rows: Rows) -> Iterator[list[Row]]:
-    """In chunks: SQLAlchemy and the drivers copy what they are given, and there may be 100,000 rows."""
+def _execute(connection: Connection, statement: Any, rows: Sequence[Row]) -> None:
+    """In chunks, and with SQLAlchemy's types: for few rows, or with columns that `bulk` does not know."""
     for some in chunks(rows, 1000):
-        values = [bulk.as_row(row) for row in some]
-        # executemany takes its columns from the first row: every row must have the same ones.
-        names = values[0].keys()
-        if any(row.keys() != names for row in values):
-            raise AssertionError(f"rows of {table.name} differ in their columns")
-        yield values
+        bulk.columns_of(statement.table, some)  # executemany takes its columns from the first row
+        connection.execute(statement, list(some))
 
 
 def _delete_of(connection: Connection, table: Table, test_session_ids: Sequence[str]) -> None:

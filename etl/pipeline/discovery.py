@@ -86,11 +86,11 @@ def _pages(run: AccountRun, since: datetime, until: datetime | None) -> Iterator
     """The pages of the list; the next one is asked for while the caller works on one."""
     pages = run.client.list_test_sessions(since=since, until=until)
 
-    def ask() -> Callable[[], Page | None]:
-        return begin_in_thread(run.etl, lambda: next(pages, None))
+    def ask() -> Callable[[], Page]:
+        return begin_in_thread(run.etl, lambda: next(pages))
 
-    answer = ask()
-    while True:
+    answer: Callable[[], Page] | None = ask()
+    while answer is not None:
         if run.etl.stop.is_set():
             raise Interrupted("stopped while listing")
         try:
@@ -98,15 +98,10 @@ def _pages(run: AccountRun, since: datetime, until: datetime | None) -> Iterator
         except ApiUnavailable:
             run.failures_in_a_row += 1
             raise
-        if page is None:
-            return
-        if not page.is_last:
-            answer = ask()
+        answer = None if page.is_last else ask()
         run.failures_in_a_row = 0
         run.outcome.listed += len(page.entries)
         yield page
-        if page.is_last:
-            return
 
 
 def _enqueue(
