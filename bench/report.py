@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from etl import rollups, schema
+from etl import pipeline, schema
 from etl.database import Database
 from etl.tables import (
     check_executions,
@@ -178,9 +178,7 @@ def make(database: Database, executions: int, checks: int) -> None:
     flush()
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE" if database.is_sqlite else "VACUUM ANALYZE")
-    for step in database.read(rollups.steps):
-        while database.run(step):
-            pass
+    pipeline.refresh_rollups(database)
 
 
 def written(url: str, path: Path) -> tuple[float, float]:

@@ -55,6 +55,7 @@ from etl.errors import (
     Forbidden,
     Interrupted,
     LargeDocument,
+    NotInPlan,
     PayloadError,
     RateLimited,
     Rejected,
@@ -210,16 +211,16 @@ class Client:
         except Forbidden:
             self._tell_apart(what)
             raise
-        except PlanLacksList as error:
+        except NotInPlan as error:
             try:
                 self._probe(what)
-            except PlanLacksList:
+            except NotInPlan:
                 raise AccessDenied(f"{what}: the account's plan allows neither it nor the list (402)") from error
             raise Rejected(str(error)) from error
 
     def fetch_test_session_result(self, test_session_id: str, result_id: str, *, alone: bool = False) -> Document:
         """`GET /v1/test-sessions/{testSessionId}/results/{testSessionResultId}`. Raises as `fetch_test_session`,
-        and `PlanLacksList` for a 402."""
+        and `NotInPlan` for a 402."""
         what = f"result {result_id} of test session {test_session_id}"
         is_it = _document_of(result_id, "testSessionResultId", "id")
         path = f"/v1/test-sessions/{test_session_id}/results/{result_id}"
@@ -232,7 +233,7 @@ class Client:
     def list_test_sessions(self, *, since: datetime, until: datetime | None = None) -> Iterator[Page]:
         """`GET /v1/test-sessions`, page by page: sessions created from `since` (inclusive) to `until` (exclusive).
 
-        Raises Rejected with status 402 as `PlanLacksList`; a cursor that repeats ends the walk with
+        Raises Rejected with status 402 as `NotInPlan`; a cursor that repeats ends the walk with
         ApiUnavailable, because the rest of the list cannot be reached.
         """
         params: dict[str, str] = {"limit": str(PAGE_SIZE), "from": str(math.floor(since.timestamp()))}
@@ -257,7 +258,7 @@ class Client:
             params["nextId"] = cursor
 
     def check_access(self) -> None:
-        """One short call: does the API answer, and is the account let in? Raises PlanLacksList for a 402."""
+        """One short call: does the API answer, and is the account let in? Raises NotInPlan for a 402."""
         self._list({"limit": "1"}, "list of test sessions", tries=1)
 
     def clock_skew(self) -> timedelta | None:
@@ -303,7 +304,7 @@ class Client:
         """After a 403 on one document: is it the document or the account? Asked once."""
         with self._probing:
             if not self._account_is_allowed:
-                with suppress(PlanLacksList):  # the plan says nothing about who may come in
+                with suppress(NotInPlan):  # the plan says nothing about who may come in
                     self._probe(what)
                 self._account_is_allowed = True
 
@@ -483,7 +484,7 @@ class Client:
                 "key at https://app.checklyhq.com/settings/user/api-keys"
             )
         if status == 402:
-            raise PlanLacksList(f"{what}: the account's plan does not allow it (402)")
+            raise NotInPlan(f"{what}: the account's plan does not allow it (402)")
         if status == 403:
             raise Forbidden(f"{what}: the API refuses access (403)")
         if status in (404, 410):
@@ -510,12 +511,6 @@ class Client:
         if took_too_long or isinstance(_root(error), TimeoutError):
             return f"{self.api_url} did not answer within {self._timeout:g} s"
         return f"{self.api_url} cannot be reached: {_cause(error)}"
-
-
-class PlanLacksList(Rejected):
-    """402: the account's plan lacks this part of the API."""
-
-    kind = "plan"
 
 
 def proxy_of(api_url: str) -> str | None:

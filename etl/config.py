@@ -92,6 +92,11 @@ class Checkly(msgspec.Struct, frozen=True):
     retention: timedelta
     allow_http: bool
 
+    @property
+    def account_ids(self) -> frozenset[str]:
+        """The accounts that these settings export."""
+        return frozenset(account.id for account in self.accounts)
+
 
 class Warehouse(msgspec.Struct, frozen=True):
     url: SecretUrl
@@ -141,6 +146,11 @@ class Observe(msgspec.Struct, frozen=True):
     listen: str | None
     token: Secret | None
     loss_warning: timedelta
+
+    @property
+    def loss_warning_hours(self) -> float:
+        """As views count it."""
+        return self.loss_warning.total_seconds() / 3600
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -156,7 +156,7 @@ class Database:
         while True:
             try:
                 dbapi.execute(begin)
-                dbapi.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # a reader needs its snapshot now
+                dbapi.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # a reader needs its snapshot now
                 return
             except sqlite3.OperationalError as error:
                 if dbapi.in_transaction:

@@ -85,7 +85,7 @@ def _report(database: Database, settings: Settings, version: str) -> str:
             connection,
             since=since,
             accounts=[],
-            loss_warning_hours=settings.observe.loss_warning.total_seconds() / 3600,
+            loss_warning_hours=settings.observe.loss_warning_hours,
             version=version,
             hide=str,
         )

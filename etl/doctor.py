@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection, text
 
 from etl import inbox, schema, warehouse
-from etl.checkly import Client, PlanLacksList, proxy_of
+from etl.checkly import Client, proxy_of
 from etl.config import Account, Settings
 from etl.database import Database, is_transient, now
 from etl.errors import (
@@ -34,6 +34,7 @@ from etl.errors import (
     ConfigError,
     EtlError,
     InboxUnavailable,
+    NotInPlan,
     PayloadError,
     RateLimited,
     WarehouseUnavailable,
@@ -45,7 +46,6 @@ API_SECONDS = 20.0
 LOCK_SECONDS, QUERY_SECONDS, ANSWER_SECONDS = 5, 15, 20  # of PostgreSQL: for a lock, a query, any word at all
 LARGEST_SKEW = timedelta(seconds=30)
 LITTLE_ROOM, NO_ROOM = 1_000_000_000, 100_000_000  # bytes
-OLDEST_SQLITE = (3, 33, 0)  # the first that calls its catalogue sqlite_schema
 NTP = "set it by NTP: chrony, systemd-timesyncd or what the system has (timedatectl tells whether it does)"
 
 
@@ -230,7 +230,7 @@ def _way(url: str, variable: str, through: str, error: EtlError | None, step: st
         return
     if parts.scheme == "https":
         yield Finding("TLS", EXIT_OK, f"the certificate of {parts.hostname} is accepted")
-    if error is None or isinstance(error, (AccessDenied, PlanLacksList, RateLimited)):
+    if error is None or isinstance(error, (AccessDenied, NotInPlan, RateLimited)):
         yield Finding("API", EXIT_OK, f"{url} answers{through}")
         return
     if isinstance(error, PayloadError):
@@ -423,16 +423,11 @@ _CONNECTING_ELSE = (
 
 
 def _version(database: Database, _: Settings) -> Iterator[Finding]:
-    if database.is_sqlite:
-        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            needed = ".".join(map(str, OLDEST_SQLITE))
-            raise ConfigError(
-                f"SQLite {needed} or newer is needed, this Python has {sqlite3.sqlite_version}: use a newer Python"
-            )
-        yield Finding("version", EXIT_OK, f"SQLite {sqlite3.sqlite_version}")
-        return
     with _looking(database) as connection:
         schema.check_server(connection)
+        if database.is_sqlite:
+            yield Finding("version", EXIT_OK, f"SQLite {sqlite3.sqlite_version}")
+            return
         query = text("SELECT current_setting('server_version'), current_setting('server_encoding')")
         version, encoding = connection.execute(query).one()
     yield Finding("version", EXIT_OK, f"PostgreSQL {version}, {encoding}")
@@ -595,14 +590,13 @@ def _queue(database: Database, settings: Settings) -> Iterator[Finding]:
     since = f" (the oldest for {_age(moment - oldest)})" if oldest else ""
     counts = f"{due:,} due{since}, {scheduled:,} scheduled, {leased:,} leased, {dead:,} dead"
     advice = [f"why the {dead:,} could not be exported: checkly-etl dead list"] if dead else []
-    limit = settings.observe.loss_warning.total_seconds() / 3600
+    ours = {None, *settings.checkly.account_ids}
     for row in rows:
         hours = row["hours_until_loss"]
-        if hours is not None and hours < limit:
-            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
+        if row["account_id"] in ours and hours is not None and hours < settings.observe.loss_warning_hours:
             advice.append(
-                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}: run "
-                "checkly-etl sync, or see what holds them with checkly-etl status"
+                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, "
+                f"{warehouse.when_lost(hours)}: run checkly-etl sync, or see what holds them with checkly-etl status"
             )
     yield Finding("queue", EXIT_WARNING if advice else EXIT_OK, "; ".join([counts, *advice]))
 

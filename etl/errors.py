@@ -13,11 +13,12 @@
     │   ├── LargeDocument         a body that is to be fetched again, alone
     │   ├── WarehouseUnavailable  the database cannot be reached or does not answer     exit 3
     │   ├── InboxUnavailable      a broker or file that ids come from cannot be read      exit 1
-    │   └── LeaseLost             another worker owns the row now; drop the work
+    │   └── LeaseLost             another process discovers, or reads the inbox
     └── UnusableSession       a dead letter at once
         ├── TestSessionNotFound   404 or 410: Checkly no longer has it
         ├── Forbidden             403 on this one document
         ├── Rejected              any other 4xx
+        │   └── NotInPlan             402 on a part of the API, while others answer
         └── PayloadError          the document is JSON but breaks the API's contract
 
 The tree follows what the caller does, not where the error comes from. Anything that is not an
@@ -146,7 +147,8 @@ class InboxUnavailable(RetryableError):
 
 
 class LeaseLost(RetryableError):
-    """Our claim on a row ended (expired, or a newer list entry came in): the work is dropped."""
+    """The lease of a discovery, or of the reading of an inbox, ended and went to another process: the work is
+    dropped. (What becomes of a claim on a test session is no error: `session_queue.lock` says it.)"""
 
     kind = "lease_lost"
 
@@ -175,6 +177,12 @@ class Rejected(UnusableSession):
     """Any other 4xx: the API does not want this request as it is."""
 
     kind = "rejected"
+
+
+class NotInPlan(Rejected):
+    """402 on one part of the API (lists, error groups, results), while the account is let in elsewhere."""
+
+    kind = "plan"
 
 
 class PayloadError(UnusableSession):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import (
     BindParameter,
@@ -35,7 +35,7 @@ from sqlalchemy import (
     update,
 )
 
-from etl.schema import ROLLUP_LOCK, drop_rollups, view_sql, view_texts
+from etl.schema import ROLLED_UP_DAYS, ROLLUP_LOCK, drop_rollups, view_sql, view_texts
 from etl.tables import (
     check_executions,
     error_groups,
@@ -61,7 +61,8 @@ SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
 GROUPS_AT_ONCE = {"postgresql": 300, "sqlite": 10_000}  # both look at most links in any case
-PATIENCE = 1.0  # seconds for each of the steps, until the next pass is left to do it
+DAYS_KEPT = ROLLED_UP_DAYS + 5  # a clock may go back over midnight
+PATIENCE = 1.0  # seconds for each piece, until the next pass is left to do it
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
@@ -71,14 +72,23 @@ _s = test_sessions.c
 _stored = etl_rollup_test_session_summary.c
 
 Keys = BindParameter[Any]
-Step = Callable[[Connection], bool]
+# Where to go on in the next transaction: after a key, a day; from the beginning; or nowhere.
+After = Any
+BEGIN, END = object(), object()
 Fill = Callable[[Connection, Keys], tuple[Table, ...]]
 
 
-def steps(connection: Connection) -> list[Step]:
-    """What is to be done, each in a transaction of its own and again for as long as it returns True.
+class Step(Protocol):
+    """One part of a refresh."""
 
-    Empty where there is little to count. Writers wait for a step, so each counts little: a second's worth or less.
+    def __call__(self, connection: Connection, *, after: After) -> After:
+        """Does the next piece; returns what to give it for the one after that, or END."""
+
+
+def steps(connection: Connection) -> list[Step]:
+    """What is to be done: each from BEGIN to END, piece by piece, each piece in a transaction of its own.
+
+    Empty where there is little to count. Writers wait for a piece, so each counts little: a second's worth or less.
     Where a writer's transaction stays open, the rest is left to the next pass.
     """
     if not _is_worth_it(connection):
@@ -92,7 +102,7 @@ def _is_worth_it(connection: Connection) -> bool:
     return bool(counted.scalar_one() >= WORTH_IT)
 
 
-def _learn(connection: Connection) -> bool:
+def _learn(connection: Connection, *, after: After) -> After:
     """What PostgreSQL must know to plan well: how many checks are open, and of the index of checks that it is there.
 
     It knows nothing of that index after a first backfill, or the upgrade that made it.
@@ -109,28 +119,25 @@ def _learn(connection: Connection) -> bool:
                 error_groups,
                 test_session_result_error_groups,
             )
-    return False
+    return END
 
 
 def _in_batches(key: Column[Any], missing: ColumnElement[bool], size: int, fill: Fill) -> Step:
     """A step that fills the next `size` missing keys, in key order. At the end it analyzes what `fill` has filled."""
-    after: Any = None
     filled: set[Table] = set()
 
-    def step(connection: Connection) -> bool:
-        nonlocal after
+    def step(connection: Connection, *, after: After) -> After:
         if not _is_alone(connection):
-            return False
+            return END
         query = select(key).where(missing)
-        if after is not None:
+        if after is not BEGIN:
             query = query.where(key > after)
         keys = connection.execute(query.order_by(key).limit(size)).scalars().all()
         if not keys:
             _analyze(connection, *sorted(filled, key=str))
-            return False
+            return END
         filled.update(fill(connection, bindparam("keys", keys, type_=key.type, expanding=True)))
-        after = keys[-1]
-        return True
+        return keys[-1]
 
     return step
 
@@ -154,17 +161,15 @@ def _test_sessions() -> Step:
 
 def _days() -> Step:
     """Days that are over, the newest first."""
-    before = "DATE_AGO(0)"
-    parameters: dict[str, Any] = {}
 
-    def step(connection: Connection) -> bool:
-        nonlocal before
+    def step(connection: Connection, *, after: After) -> After:
         if not _is_alone(connection):
-            return False
+            return END
+        before, parameters = ("DATE_AGO(0)", {}) if after is BEGIN else (":before", {"before": after})
         # A day is null when it is too old for a view to ask; and a clock that was wrong may have called it so.
         _run(
             connection,
-            "UPDATE etl_days SET is_rolled_up = NULL WHERE day < DATE_AGO(50) AND is_rolled_up IS NOT NULL",
+            f"UPDATE etl_days SET is_rolled_up = NULL WHERE day < DATE_AGO({DAYS_KEPT}) AND is_rolled_up IS NOT NULL",
         )
         _run(
             connection,
@@ -176,14 +181,13 @@ def _days() -> Step:
             **parameters,
         ).scalar()
         if day is None:
-            _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day < DATE_AGO(50)")
+            _run(connection, f"DELETE FROM etl_rollup_check_daily WHERE day < DATE_AGO({DAYS_KEPT})")
             _analyze(connection, etl_days, etl_rollup_check_daily)
-            return False
+            return END
         _run(connection, "DELETE FROM etl_rollup_check_daily WHERE day = :day", day=day)
         _fill(connection, etl_rollup_check_daily, text("day = :day").bindparams(day=day))
         _run(connection, "UPDATE etl_days SET is_rolled_up = TRUE WHERE day = :day", day=day)
-        before, parameters["before"] = ":before", day
-        return True
+        return day
 
     return step
 

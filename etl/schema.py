@@ -29,6 +29,7 @@ Triggers (`triggers/*.sql`, one file a dialect) are kept the same way.
 from __future__ import annotations
 
 import re
+import sqlite3
 from graphlib import TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
@@ -58,6 +59,7 @@ ROLLUP_LOCK = MIGRATION_LOCK + 1
 TOUCH_LOCK = MIGRATION_LOCK + 2
 ROLLED_UP_DAYS = 45  # a month, and some days for a clock that is behind
 OLDEST_POSTGRESQL = 150000
+OLDEST_SQLITE = (3, 35, 0)  # the first that knows AS MATERIALIZED, which views say
 
 # They stand in migrations only: metadata knows no index that is another one on each dialect.
 EXPRESSION_INDEXES = frozenset({"ix_check_executions_check", "ix_check_executions_day"})
@@ -146,7 +148,7 @@ def migrate(database: Database) -> bool:
             raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from None
         return True
 
-    return not database.run(look) and database.migrate(upgrade)
+    return not database.read(look) and database.migrate(upgrade)
 
 
 def _is_whole(connection: Connection) -> bool:
@@ -374,13 +376,20 @@ def _state(connection: Connection) -> dict[str, str]:
 
 
 def check_server(connection: Connection) -> None:
-    """Raises ConfigError for a PostgreSQL that is too old, or a database that is not UTF8."""
+    """Raises ConfigError for a PostgreSQL or SQLite that is too old, or a database that is not UTF8."""
     if connection.dialect.name != "postgresql":
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            needed = ".".join(map(str, OLDEST_SQLITE))
+            raise ConfigError(
+                f"SQLite {needed} or newer is needed, this Python has {sqlite3.sqlite_version}: use a newer Python"
+            )
         return
     version, encoding = connection.execute(
         text("SELECT current_setting('server_version_num')::int, current_setting('server_encoding')")
     ).one()
     if version < OLDEST_POSTGRESQL:
-        raise ConfigError(f"PostgreSQL 15 or newer is needed; this server is version {version // 10000}")
+        raise ConfigError(
+            f"PostgreSQL {OLDEST_POSTGRESQL // 10000} or newer is needed; this server is version {version // 10000}"
+        )
     if encoding != "UTF8":
         raise ConfigError(f"the warehouse's encoding is {encoding}; create the database with ENCODING 'UTF8'")

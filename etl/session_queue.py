@@ -521,6 +521,14 @@ def waiting_rows(connection: Connection, ids: Collection[str], *, account_id: st
     return connection.execute(query.order_by(_q.test_session_id)).all()
 
 
+def waiting_for(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """By which account those of the ids that are still to be fetched will be; of some it is not known yet."""
+    query = select(_q.test_session_id, _q.account_id).where(
+        _ids(ids), _q.state.in_((QUEUED, LEASED)), _q.account_id.is_not(None)
+    )
+    return dict(connection.execute(query).all())
+
+
 def count_states(connection: Connection) -> dict[str, int]:
     """Rows by state."""
     rows = connection.execute(select(_q.state, func.count()).group_by(_q.state))

@@ -1,4 +1,4 @@
-"""What a person or a machine sees of a running command: logs, progress, secrets hidden.
+"""What a person or a machine sees of a running command: logs and progress.
 
 Hides the terminal. Logs and progress go to stderr, progress only on a terminal; stdout belongs to results.
 """
@@ -9,38 +9,15 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from html import escape
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+
+from etl.redaction import Redactor
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _STANDARD = logging.getLogger("etl")
-
-
-class Redactor:
-    """Replaces secrets in any text that leaves the program: the last line of defence, not the first."""
-
-    def __init__(self) -> None:
-        self._secrets: list[str] = []
-
-    def learn(self, secrets: Iterable[str]) -> None:
-        """Hide these from now on. Very short ones would hide ordinary words, and are left alone."""
-        known = {s for s in secrets if len(s) >= 4}
-        in_json = {json.dumps(s, ensure_ascii=is_ascii)[1:-1] for s in known for is_ascii in (True, False)}
-        in_urls = {quoted for s in known for quoted in (quote(s, safe=""), quote(s))}
-        in_urls |= {re.sub("%..", lambda found: found[0].lower(), quoted) for quoted in in_urls}
-        written = in_json | in_urls | {form for s in known for form in (repr(s)[1:-1], escape(s))}
-        self._secrets = sorted({*self._secrets, *known, *written}, key=len, reverse=True)
-
-    def hide(self, text: str) -> str:
-        """The text without secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
 
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -670,9 +670,15 @@ def update_run(
 
 def freshness(connection: Connection) -> list[Row]:
     """The rows of v_freshness."""
-    times = dict.fromkeys(("last_success_at", "newest_started_at", "oldest_due_at"), etl_queue.c.available_at.type)
+    times = dict.fromkeys(("last_success_at", "newest_started_at", "oldest_due_at"), UtcTime())
     query = text("SELECT * FROM v_freshness ORDER BY account_id").columns(account_id=_s.test_session_id.type, **times)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def when_lost(hours_until_loss: float) -> str:
+    """The same as people say it."""
+    is_to_come = hours_until_loss > 0
+    return f"in {hours_until_loss:.1f} hours" if is_to_come else f"since {-hours_until_loss:.1f} hours"
 
 
 def stale_test_sessions(connection: Connection, limit: int = 20) -> list[Row]:

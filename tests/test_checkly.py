@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from etl import checkly, documents
-from etl.checkly import Client, PlanLacksList
+from etl.checkly import Client
 from etl.errors import (
     AccessDenied,
     ApiDown,
@@ -38,6 +38,7 @@ from etl.errors import (
     Forbidden,
     Interrupted,
     LargeDocument,
+    NotInPlan,
     PayloadError,
     RateLimited,
     Rejected,
@@ -554,7 +555,7 @@ def test_402_on_a_document_ends_the_account_only_if_the_list_says_the_same(
     simulator.add_fault(kind="status", status=402)
     with pytest.raises(AccessDenied, match="402"):
         client.fetch_test_session(session_id)
-    with pytest.raises(PlanLacksList):
+    with pytest.raises(NotInPlan):
         list(client.list_test_sessions(since=SINCE))
 
 

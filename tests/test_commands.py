@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from etl import accounts, documents, session_queue
 from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
@@ -285,6 +287,19 @@ def test_sessions_about_to_be_lost_make_the_pass_exit_1(
     assert "deletes test sessions that are not exported" in run.err
 
 
+def test_what_another_process_exports_is_not_ours_to_warn_of(program: Program, database: Database) -> None:
+    created_at = datetime.now(UTC) - timedelta(hours=160)
+    listed = session_queue.Listed(uuid(5), created_at, documents.known(b"{}"))
+    with database.writing() as connection:
+        accounts.register(connection, uuid(7), name="of another process", retention=timedelta(days=7))
+        session_queue.enqueue_listed(connection, [listed], account_id=uuid(7), source=session_queue.DISCOVERY)
+    run = program("sync", "-q")
+    assert (run.code, run.err) == (0, "")
+    run = program("doctor")
+    assert run.code == 0, run.out
+    assert scalar(database, "SELECT hours_until_loss FROM v_freshness WHERE account_id = :id", id=uuid(7)) < 24
+
+
 def test_no_secret_reaches_any_output(program: Program, simulator: Simulator, database: Database) -> None:
     from etl.tables import metadata
 
@@ -405,6 +420,24 @@ def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
     assert done.stderr.splitlines()[-1] == "0", done.stderr
     assert "Traceback" not in done.stderr
     assert scalar(database, "SELECT count(*) FROM test_sessions") > 10
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_problem_is_told_and_counts_when_nobody_reads_the_result(
+    warehouse_url: str, database: Database, unbuffered: str
+) -> None:
+    root = Path(__file__).parent.parent
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root), **environment("http://127.0.0.1:9", warehouse_url)}
+    command = f"'{sys.executable}' -m etl enqueue nonsense > >(exec true); echo $? >&2"
+    done = subprocess.run(
+        ["bash", "-c", f"trap '' PIPE; {command}"],
+        env=env | {"PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == "2", done.stderr
+    assert "nonsense" in done.stderr
 
 
 def test_a_hung_call_does_not_hold_the_process_at_its_end(

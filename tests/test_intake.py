@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -558,10 +559,15 @@ def test_texts_that_hold_no_id_may_be_of_any_size_and_number(database: Database,
 def test_what_ci_sends_by_mistake_is_no_secret_in_the_warehouse(
     file: Inbox, make: Make, database: Database, env: dict[str, str]
 ) -> None:
-    file.put(f"CHECKLY_API_KEY={env['CHECKLY_API_KEY']} npx checkly test")
+    key = env["CHECKLY_API_KEY"] = 'kéy-"of\\the-test'
+    as_json = json.dumps({"env": key})
+    file.put(f"CHECKLY_API_KEY={key} npx checkly test")
+    file.put(as_json)
     assert pipeline.sync(make(file)).exit_code == 1
-    assert rows_that_hold(database, env["CHECKLY_API_KEY"]) == []
-    assert "npx checkly test" in rejects(database)[0]
+    for form in (key, as_json[9:-2], json.dumps(key, ensure_ascii=False)[1:-1]):
+        assert rows_that_hold(database, form) == []
+    assert "npx checkly test" in "".join(rejects(database))
+    assert '{"env": "***"}' in "".join(rejects(database))
 
 
 # --- what is down -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 from etl import errors, terminal
 from etl.errors import EtlError
+from etl.redaction import Redactor
 from etl.simulator import Simulator
 from tests.conftest import ENGINES, Program
 
@@ -137,14 +138,14 @@ def test_a_warning_leads_to_the_runbook_in_text_and_in_json(program: Program) ->
 
 
 def test_libraries_that_warn_of_what_we_tell_ourselves_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.set_up_logging(style="text", verbosity=0, bar=None, redactor=terminal.Redactor())
+    terminal.set_up_logging(style="text", verbosity=0, bar=None, redactor=Redactor())
     for name in ("pika.adapters.utils.connection_workflow", "apscheduler.scheduler", "urllib3.connectionpool"):
         logging.getLogger(name).warning("noise of %s", name)
     assert "noise" not in capsys.readouterr().err
 
 
 def test_a_field_of_a_log_line_is_no_way_around_the_redactor() -> None:
-    redactor = terminal.Redactor()
+    redactor = Redactor()
     redactor.learn(["cu_secret_of_the_test"])
     record = logging.makeLogRecord({"msg": "said", "levelname": "INFO", "status": "cu_secret_of_the_test"})
     for style in ("json", "text"):

@@ -21,7 +21,7 @@ from sqlalchemy.schema import CreateTable
 
 from etl import schema
 from etl.database import Database
-from etl.errors import SchemaNotCurrent, WarehouseUnavailable
+from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 from etl.tables import metadata
 from tests.conftest import rows, scalar
 
@@ -345,6 +345,25 @@ def test_a_table_in_use_makes_the_migration_fail_soon_and_whole(database: Databa
         assert 3 < time.monotonic() - began < 10
     assert names(database) == before
     assert schema.migrate(database) is True
+
+
+def test_what_is_current_is_not_locked_to_see_so(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(text("UPDATE etl_views SET sha256 = sha256"))
+        began = time.monotonic()
+        assert schema.migrate(database) is False
+        assert time.monotonic() - began < 10
+
+
+def test_a_sqlite_that_is_too_old_is_told_before_anything_is_made(
+    empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not empty.is_sqlite:
+        pytest.skip("PostgreSQL's own version is the server's, and that one is not old")
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
+    with pytest.raises(ConfigError, match=r"SQLite 3\.35\.0 or newer is needed"):
+        schema.migrate(empty)
+    assert names(empty) == set()
 
 
 def test_a_table_may_be_rebuilt_on_sqlite_without_losing_its_children(database: Database) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,8 +42,9 @@ def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refresh(connection: Connection) -> None:
     for step in rollups.steps(connection):
-        while step(connection):
-            pass
+        after = rollups.BEGIN
+        while after is not rollups.END:
+            after = step(connection, after=after)
 
 
 def assert_told(connection: Connection, view: str, history: History, day: Any, when: str) -> None:
@@ -222,6 +225,26 @@ def _tables_with(connection: Connection, *words: str) -> set[str]:
 # --- writers beside a refresh -------------------------------------------------------------------------------
 
 
+def test_a_piece_whose_transaction_was_rolled_back_is_done_again(database: Database) -> None:
+    class RolledBackError(Exception):
+        pass
+
+    history = a_month(database)
+    with database.writing() as connection:
+        history.insert(connection)
+    for step in database.read(rollups.steps):
+        after = rollups.BEGIN
+        while after is not rollups.END:
+            with suppress(RolledBackError), database.writing() as connection:
+                step(connection, after=after)
+                raise RolledBackError
+            after = database.run(partial(step, after=after))
+    assert scalar(database, "SELECT count(*) FROM etl_rollup_test_session_summary") == len(history.test_sessions)
+    assert scalar(database, "SELECT count(*) FROM etl_checks WHERE has_streaks AND rolled_up_for IS NOT NULL") == (
+        scalar(database, "SELECT count(*) FROM etl_checks")
+    )
+
+
 def test_a_refresh_waits_for_a_writer_who_is_not_done(database: Database) -> None:
     if database.is_sqlite:
         pytest.skip("one writer at a time")
@@ -230,12 +253,7 @@ def test_a_refresh_waits_for_a_writer_who_is_not_done(database: Database) -> Non
     with database.writing() as connection:
         history.of(rest).insert(connection)
 
-    def refresh_beside() -> None:
-        for step in database.read(rollups.steps):
-            while database.run(step):
-                pass
-
-    beside = threading.Thread(target=refresh_beside)
+    beside = threading.Thread(target=pipeline.refresh_rollups, args=(database,))
     with database.writing() as connection:
         history.of([first]).insert(connection)
         beside.start()
@@ -290,9 +308,7 @@ def test_writers_and_refreshes_at_once_leave_no_wrong_answer(database: Database)
 
     def refresh_again_and_again() -> None:
         while not is_over.is_set():
-            for step in database.read(rollups.steps):
-                while database.run(step):
-                    pass
+            pipeline.refresh_rollups(database)
 
     def guarded(work: Callable[..., None], *arguments: Any) -> None:
         try:

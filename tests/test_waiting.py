@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from etl import session_queue
+from etl import accounts, session_queue
 from etl.database import Database
-from etl.pipeline import recording
+from etl.pipeline import blame
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, running, uuid
@@ -115,6 +115,18 @@ def test_one_that_was_discarded_exits_1_and_stays_so(wait: Program, checkly: Sim
     assert scalar(database, "SELECT count(*) FROM test_sessions") == 0
 
 
+def test_one_of_an_account_that_is_not_in_these_settings_is_told_from_one_that_comes_later(
+    wait: Program, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_test_session(detail(1))
+    with database.writing() as connection:
+        accounts.register(connection, uuid(7), name="of another process", retention=timedelta(days=7))
+    run = wait("sync", "--wait", f"https://app.checklyhq.com/accounts/{uuid(7)}/test-sessions/{uuid(1)}")
+    assert run.code == 1
+    assert f"test session {uuid(1)} is of account {uuid(7)}, which is not in these settings" in run.err
+    assert scalar(database, "SELECT state FROM etl_queue") == "queued", "for whoever exports that account"
+
+
 def test_one_that_is_no_id_is_wrong_usage(wait: Program) -> None:
     run = wait("sync", "--wait", "nonsense")
     assert run.code == 2
@@ -124,7 +136,7 @@ def test_one_that_is_no_id_is_wrong_usage(wait: Program) -> None:
 def test_one_that_fails_for_a_while_is_tried_again_as_any_other(
     wait: Program, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "FIRST_RETRY", timedelta(seconds=0.2))
+    monkeypatch.setattr(blame, "FIRST_RETRY", timedelta(seconds=0.2))
     checkly.put_test_session(detail(1))
     checkly.put_test_session(detail(2))
     checkly.add_fault(match=f"/v1/test-sessions/{uuid(1)}", kind="status", status=500, times=5)

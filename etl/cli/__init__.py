@@ -34,7 +34,8 @@ from etl.cli.composition import (
 from etl.cli.output import as_dict, dead_lines, done, end_run, fail, shown_lines, status_lines, utc
 from etl.cli.version import version
 from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError, runbook
-from etl.terminal import Bar, Redactor, one_line, set_up_logging
+from etl.redaction import Redactor
+from etl.terminal import Bar, one_line, set_up_logging
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code. Errors of ours become a message on stderr, never a traceback."""
-    redactor = Redactor()
-    redactor.learn(secrets_of(os.environ))
+    redactor = Redactor(secrets_of(os.environ))
     wants_json = "--json" in argv
     try:
         arguments = make_parser().parse_args(argv)
@@ -295,7 +295,7 @@ def _report(arguments: Arguments) -> int:
                 connection,
                 since=since,
                 accounts=arguments.account or [],
-                loss_warning_hours=settings.observe.loss_warning.total_seconds() / 3600,
+                loss_warning_hours=settings.observe.loss_warning_hours,
                 version=version(),
                 hide=arguments.redactor.hide,
             )
@@ -377,8 +377,6 @@ def _demo(arguments: Arguments) -> int:
         outcome = demo.run(
             lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), user_agent(), stop
         )
-    for problem in [*outcome.failures, *outcome.warnings]:
-        print(f"checkly-etl: {problem}", file=sys.stderr)
     return 128 + signals.number if signals.number is not None else outcome.exit_code
 
 

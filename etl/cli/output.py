@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from etl.cli.arguments import Arguments
 from etl.errors import EXIT_OK
-from etl.terminal import Redactor, one_line
+from etl.redaction import Redactor
+from etl.terminal import one_line
 
 if TYPE_CHECKING:
     from etl.cli.composition import Signals
@@ -34,14 +35,15 @@ def done(
 ) -> int:
     """End a command that is no run: its result on stdout, as one object or as lines, what went wrong on stderr."""
     hide = arguments.redactor.hide  # what the API told may hold what it was told
+    arguments.exit_code = code  # should nobody read stdout any more
+    for problem in problems:
+        print(hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     if arguments.json:
         outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
         _print_json(_hidden({**outcome, "exit_code": code, **value}, hide))
     else:
         for line in text:
             print(hide(one_line(line)))
-    for problem in problems:
-        print(hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     return code
 
 
@@ -73,6 +75,8 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    from etl.warehouse import when_lost
+
     yield f"warehouse      {status['warehouse']}"
     yield f"test sessions  {status['test_sessions']:,}"
     if due := status["result_details_due"]:
@@ -85,8 +89,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"  queue          {work}"
         hours = row["hours_until_loss"]
         if hours is not None:
-            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
-            yield f"  loss           {when}: the oldest session that is known and not exported"
+            yield f"  loss           {when_lost(hours)}: the oldest session that is known and not exported"
     yield from _listing(
         "dead letters (checkly-etl dead list)",
         [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],

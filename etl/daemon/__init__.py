@@ -44,7 +44,7 @@ def run(etl: Etl, *, version: str) -> None:
     except (WarehouseUnavailable, Interrupted) as error:
         logger.warning("%s; the first pass tries again", error, extra=runbook("warehouse"))
     state = State(
-        loss_warning=etl.settings.observe.loss_warning,
+        loss_warning_hours=etl.settings.observe.loss_warning_hours,
         accounts=[account.id for account in accounts],
         inboxes=[inbox.name_of(source) for source in etl.settings.inbox],
     )

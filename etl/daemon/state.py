@@ -10,10 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from etl.pipeline import InboxCount, Outcome
+from etl.warehouse import when_lost
 
 TICK_SILENCE = 60.0  # seconds without a tick: the scheduler hangs
 MISSES = 2  # due times in a row without a successful pass
@@ -35,12 +36,11 @@ class State:
     """Thread-safe."""
 
     def __init__(
-        self, *, loss_warning: timedelta, accounts: Collection[str] = (), inboxes: Collection[str] = ()
+        self, *, loss_warning_hours: float, accounts: Collection[str] = (), inboxes: Collection[str] = ()
     ) -> None:
-        """`accounts` and `inboxes` are told from the start, and of accounts no others: a warehouse may know more."""
+        """`accounts` and `inboxes` are told from the start."""
         self._lock = threading.Lock()
-        self._loss_warning = loss_warning.total_seconds() / 3600
-        self._accounts = accounts
+        self._loss_warning_hours = loss_warning_hours
         self._ticked_at = time.monotonic()
         self._current: Outcome | None = None
         self._began_at = datetime.now(UTC)
@@ -83,8 +83,7 @@ class State:
             self.durations.append(seconds)
             self._inboxes = _added(self._inboxes, outcome.inboxes)
             if outcome.freshness:
-                ours = (None, *self._accounts)
-                self._freshness = [row for row in outcome.freshness if row["account_id"] in ours]
+                self._freshness = outcome.freshness
                 self._freshness_at = time.monotonic()
             if outcome.is_interrupted:
                 return
@@ -112,9 +111,8 @@ class State:
             if self._misses >= MISSES:
                 return False, f"{self._misses} passes in a row were due and did not succeed: {self._why}"
             hours = self._hours_until_loss()
-            if hours is not None and hours < self._loss_warning:
-                when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
-                return False, f"Checkly deletes test sessions that are not exported yet, {when}"
+            if hours is not None and hours < self._loss_warning_hours:
+                return False, f"Checkly deletes test sessions that are not exported yet, {when_lost(hours)}"
         return True, "passes succeed"
 
     def snapshot(self) -> Snapshot:

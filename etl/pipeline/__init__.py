@@ -1,8 +1,8 @@
 """The story, top to bottom: discover, export, settle, backfill, replay.
 
-This is the only place that owns transactions, and the only one where HTTP, normalization and the warehouse
-meet. No HTTP call happens inside of a transaction. Rows and ack commit together: a crash at any point loses
-nothing and doubles nothing.
+This is the only place where HTTP, normalization and the warehouse meet, and it owns the transactions (but for those
+of `pacing`, which spends the budget). No HTTP call happens inside of a transaction. Rows and ack commit together: a
+crash at any point loses nothing and doubles nothing.
 
     sync      = inboxes, then for each account: discover, drain, error groups, result details
     backfill  = for each account: list the range, drain, error groups, result details
@@ -12,6 +12,7 @@ nothing and doubles nothing.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl import accounts, details_due, rollups, session_queue, warehouse
-from etl.checkly import PlanLacksList
 from etl.config import Account
+from etl.database import Database
 from etl.errors import (
     ApiUnavailable,
     EtlError,
     FatalError,
     Interrupted,
+    NotInPlan,
     RateLimited,
     UnusableSession,
     WarehouseUnavailable,
@@ -53,6 +55,7 @@ __all__ = [
     "backfill",
     "enqueue_texts",
     "plan_backfill",
+    "refresh_rollups",
     "replay",
     "sync",
     "sync_until_final",
@@ -68,11 +71,11 @@ def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
     as the pass goes on.
     """
 
-    def one_account(run: AccountRun) -> None:
+    def export(run: AccountRun) -> None:
         if etl.settings.export.discover:
             try:
                 discover(run)
-            except PlanLacksList as error:
+            except NotInPlan as error:
                 run.tell(
                     f"{error}: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
                     "and set export.discover to false",
@@ -82,25 +85,26 @@ def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
                 run.fail(f"discovery failed, the queue is drained all the same: {error}", error.section)
         drain(run)
 
-    return _run(etl, "sync", one_account, outcome=outcome, before=partial(take_in, etl))
+    with _run(etl, "sync", outcome) as run:
+        take_in(etl, run.outcome)
+        run.each_account(export)
+        _refresh_rollups(etl)
+        _warn_of_loss(etl, run.outcome)
+    return run.outcome
 
 
 def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
     """Export the test sessions of these texts until they are final, and nothing else. Raises as `sync` does."""
-    ids: list[str] = []
-
-    def enqueue(outcome: Outcome) -> None:
+    with _run(etl, "sync") as run:
         enqueued = etl.database.run(lambda c: enqueue_texts(c, etl.settings, texts))
-        ids.extend(enqueued.ids)
         for id_ in enqueued.discarded:
-            outcome.warn(
+            run.outcome.warn(
                 f"test session {id_} was discarded; to export it all the same: enqueue --force", "dead-letter"
             )
-
-    def tell(outcome: Outcome) -> None:
-        etl.database.read(lambda c: tell_what_became(c, ids, outcome))
-
-    return _run(etl, "sync", lambda run: export_until_final(run, ids), before=enqueue, after=tell, only=ids)
+        run.each_account(lambda account: export_until_final(account, enqueued.ids), only=enqueued.ids)
+        _refresh_rollups(etl)
+        tell_what_became(etl, enqueued.ids, run.outcome)
+    return run.outcome
 
 
 def backfill(
@@ -111,16 +115,19 @@ def backfill(
     `until` is exclusive, None means now. With `force` what we hold is fetched again, too. Raises as `sync` does.
     """
 
-    def one_account(run: AccountRun) -> None:
+    def export(run: AccountRun) -> None:
         try:
             list_range(run, since, until, newest_first=newest_first, force=force)
-        except PlanLacksList as error:
+        except NotInPlan as error:
             run.fail(f"{error}: without a list there is no backfill; queue ids with checkly-etl enqueue", "plan")
         except (ApiUnavailable, UnusableSession) as error:
             run.fail(f"the range could not be listed to its end, run the same command again: {error}", error.section)
         drain(run)
 
-    return _run(etl, "backfill", one_account)
+    with _run(etl, "backfill") as run:
+        run.each_account(export)
+        _refresh_rollups(etl)
+    return run.outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,20 +177,51 @@ def replay(etl: Etl) -> Outcome:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    etl: Etl,
-    command: str,
-    one_account: Callable[[AccountRun], None],
-    *,
-    outcome: Outcome | None = None,
-    before: Callable[[Outcome], None] | None = None,
-    after: Callable[[Outcome], None] | None = None,
-    only: Sequence[str] | None = None,
-) -> Outcome:
-    """Run `one_account` for each account; a refused account does not stop the others.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A row of etl_runs that is open."""
 
-    A run of `only` some test sessions says nothing about the accounts' freshness.
-    """
+    etl: Etl
+    etl_run_id: str
+    outcome: Outcome
+
+    def each_account(self, export: Callable[[AccountRun], None], *, only: Sequence[str] | None = None) -> None:
+        """Run `export` for each account, then read its error groups and result details.
+
+        A refused account does not stop the others. An export of `only` some test sessions says nothing about the
+        accounts' freshness.
+        """
+        for number, account in enumerate(self.etl.settings.require_accounts()):
+            if self.etl.stop.is_set():
+                break
+            went_well = self._one_account(account, number == 0, export, only)
+            if went_well and only is None:
+                self.etl.database.run(partial(accounts.succeeded, account_id=account.id))
+
+    def _one_account(
+        self, account: Account, is_default: bool, export: Callable[[AccountRun], None], only: Sequence[str] | None
+    ) -> bool:
+        """Whether it went well to its end."""
+        etl, outcome = self.etl, self.outcome
+        with client_of(etl, account) as (client, pacer, stop):
+            run = AccountRun(etl, account, is_default, self.etl_run_id, client, pacer, stop, outcome)
+            failures_before = len(outcome.failures)
+            try:
+                export(run)
+                refresh_error_groups(run)
+                fetch_result_details(run, only=only)  # last: there may be thousands
+            except Interrupted:
+                return False
+            except (FatalError, RateLimited) as error:
+                run.fail(str(error), error.section)
+            finally:
+                run.count_calls()
+            return len(outcome.failures) == failures_before and not etl.stop.is_set()
+
+
+@contextmanager
+def _run(etl: Etl, command: str, outcome: Outcome | None = None) -> Iterator[_Run]:
+    """A run, from its row in etl_runs to that row's end. What it met of bugs is raised at its end."""
     outcome = outcome or Outcome()
     _register(etl)
 
@@ -204,30 +242,15 @@ def _run(
             extra=runbook("clock"),
         )
     with _recorded(etl, etl_run_id, outcome):
-        if before is not None:
-            before(outcome)
-        for number, account in enumerate(etl.settings.require_accounts()):
-            if etl.stop.is_set():
-                break
-            went_well = _run_account(etl, account, number == 0, etl_run_id, outcome, one_account, only)
-            if went_well and only is None:
-                etl.database.run(partial(accounts.succeeded, account_id=account.id))
-        _refresh_rollups(etl)
-        if after is not None:
-            after(outcome)
-        if command == "sync" and only is None:
-            _warn_of_loss(etl, outcome)
+        yield _Run(etl, etl_run_id, outcome)
     if outcome.bug is not None:
         raise outcome.bug
-    return outcome
 
 
 def _refresh_rollups(etl: Etl) -> None:
     """So that views answer fast; without, they answer the same."""
     try:
-        for step in etl.database.read(rollups.steps):
-            while not etl.stop.is_set() and etl.database.run(step):
-                pass
+        refresh_rollups(etl.database, etl.stop)
     except WarehouseUnavailable as error:
         logger.warning(
             "the rollups could not be refreshed, so views answer slowly until a pass can do it: %s",
@@ -236,24 +259,33 @@ def _refresh_rollups(etl: Etl) -> None:
         )
 
 
+def refresh_rollups(database: Database, stop: threading.Event | None = None) -> None:
+    """Fill what the rollups lack, piece by piece, each in a transaction of its own, until it is told to stop."""
+    for step in database.read(rollups.steps):
+        after: rollups.After = rollups.BEGIN
+        while after is not rollups.END and not (stop and stop.is_set()):
+            after = database.run(partial(step, after=after))
+
+
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
     """The retention guard: a warning while there is still time to do something."""
-    limit = etl.settings.observe.loss_warning.total_seconds() / 3600
-    outcome.freshness = etl.database.read(warehouse.freshness)
+    # Of accounts that are not in these settings somebody else takes care.
+    ours = {None, *etl.settings.checkly.account_ids}
+    outcome.freshness = [row for row in etl.database.read(warehouse.freshness) if row["account_id"] in ours]
     for row in outcome.freshness:
         hours = row["hours_until_loss"]
         if hours is None:
             continue
-        if hours >= limit:
+        if hours >= etl.settings.observe.loss_warning_hours:
             logger.debug(
                 "account %s: Checkly deletes the oldest test session that is not exported yet in %.1f hours",
                 row["account_id"],
                 hours,
             )
         else:
-            when = f"in {hours:.1f} hours" if hours > 0 else f"since {-hours:.1f} hours"
             outcome.warn(
-                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, {when}; "
+                f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, "
+                f"{warehouse.when_lost(hours)}; "
                 "see: checkly-etl status",
                 "loss-near",
             )
@@ -265,32 +297,6 @@ def _register(etl: Etl) -> None:
             accounts.register(connection, account.id, name=account.name, retention=account.retention)
 
     etl.database.run(work)
-
-
-def _run_account(
-    etl: Etl,
-    account: Account,
-    is_default: bool,
-    etl_run_id: str,
-    outcome: Outcome,
-    one_account: Callable[[AccountRun], None],
-    only: Sequence[str] | None,
-) -> bool:
-    """Whether it went well to its end."""
-    with client_of(etl, account) as (client, pacer, stop):
-        run = AccountRun(etl, account, is_default, etl_run_id, client, pacer, stop, outcome)
-        failures_before = len(outcome.failures)
-        try:
-            one_account(run)
-            refresh_error_groups(run)
-            fetch_result_details(run, only=only)  # last: there may be thousands
-        except Interrupted:
-            return False
-        except (FatalError, RateLimited) as error:
-            run.fail(str(error), error.section)
-        finally:
-            run.count_calls()
-        return len(outcome.failures) == failures_before and not etl.stop.is_set()
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 Hides what becomes of each due result: read, tried again, or given up. A detail never holds its session back: the
 session was saved in the transaction that made its results due (`saving.Wanted`), and stays saved whatever
-happens here. Whose fault a failure is, is judged as in `drain`: failures since the API's last answer are suspects,
-and in an outage nobody is blamed.
+happens here. Whose fault a failure is, `blame` says.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl import details_due, normalize, warehouse
-from etl.checkly import PlanLacksList
 from etl.database import now
 from etl.details_due import Due
 from etl.documents import Document
@@ -28,14 +26,13 @@ from etl.errors import (
     EtlError,
     Interrupted,
     LargeDocument,
+    NotInPlan,
     PayloadError,
     TestSessionNotFound,
     UnusableSession,
-    runbook,
 )
 from etl.normalize import TEST_SESSION_RESULT, Drift, ResultDetailRows
-from etl.pipeline.drain import FAILURES_IN_A_ROW
-from etl.pipeline.recording import backoff
+from etl.pipeline.blame import Suspects, backoff, note_bug
 from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import regroup
 from etl.warehouse import Payload
@@ -56,7 +53,7 @@ def fetch_result_details(run: AccountRun, *, only: Sequence[str] | None = None) 
     details = _Details(run, only)
     try:
         details.work()
-    except PlanLacksList as error:
+    except NotInPlan as error:
         run.tell(f"{error}: results have no details; set export.result_details to none", "result-details")
     except ApiDown as error:
         run.fail(f"result details wait for the next pass, all test sessions are saved: {error}", "result-details")
@@ -76,6 +73,9 @@ class _Brought:
     due: Due
     document: Document | None = None
     error: Exception | None = None
+
+
+_Failed = tuple[Due, Exception]
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class _Details:
         self._only = only
         self._claimed: set[Due] = set()  # neither recorded nor given back
         self._became: dict[str, _Became] = {}  # by session
-        self._suspects: list[_Brought] = []  # failed since the last answer: whose fault it is, is not known yet
+        self._suspects = Suspects[_Failed](run)
         self._large = threading.Lock()
 
     def work(self) -> None:
@@ -116,8 +116,8 @@ class _Details:
         try:
             while not run.stop.is_set() and (batch := self._claim()):
                 self._work_off(pool, batch)
-            if self._suspects and not run.stop.is_set():
-                self._judge_suspects()
+            if not run.stop.is_set():
+                self._blame_all(self._suspects.judge())
                 self._record_all()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -144,6 +144,7 @@ class _Details:
                 self._sort(item)
             except EtlError as error:
                 ending = ending or error
+                self._suspects.take()  # they go back unblamed, whatever else may still come
                 self._run.stop.set()  # no further call, no short retries any more
         self._record_all()
         if ending is not None:
@@ -181,11 +182,10 @@ class _Details:
             return
         match error:
             case ApiUnavailable() | PayloadError():  # no answer, or not what was asked for
-                self._suspects.append(item)
-                self._run.failures_in_a_row += 1
-                if self._run.failures_in_a_row >= FAILURES_IN_A_ROW:
-                    self._judge_suspects()
-            case PlanLacksList():
+                self._suspects.add((due, error), error, what="result", id_=due.test_session_result_id)
+                if self._suspects.are_too_many:
+                    self._blame_all(self._suspects.judge())
+            case NotInPlan():
                 raise error
             case UnusableSession():
                 self._answered()
@@ -211,35 +211,26 @@ class _Details:
 
     def _answered(self) -> None:
         """The API works, so what failed since its last answer was the result's own fault."""
-        self._run.failures_in_a_row = 0
-        for suspect in self._suspects:
-            if isinstance(suspect.error, UnusableSession):
-                self._give_up(suspect.due, suspect.error)
-            else:
-                self._blame(suspect.due, suspect.error)
-        self._suspects = []
+        self._blame_all(self._suspects.answered())
 
-    def _judge_suspects(self) -> None:
-        """Is it the API or the results? Raises ApiDown."""
-        last = self._suspects[-1].error
-        is_silent = all(not isinstance(suspect.error, UnusableSession) for suspect in self._suspects)
-        is_outage = is_silent and self._run.failures_in_a_row >= FAILURES_IN_A_ROW
-        if is_outage or not self._run.call(self._run.client.is_answering):
-            self._suspects = []
-            raise ApiDown(f"the API does not work, the last {self._run.failures_in_a_row} calls failed ({last})")
-        self._answered()
+    def _blame_all(self, failed: Sequence[_Failed]) -> None:
+        for due, error in failed:
+            if isinstance(error, UnusableSession):
+                self._give_up(due, error)
+            else:
+                self._blame(due, error)
 
     def _became_of(self, due: Due) -> _Became:
         return self._became.setdefault(due.test_session_id, _Became())
 
-    def _blame(self, due: Due, error: Exception | None) -> None:
+    def _blame(self, due: Due, error: Exception) -> None:
         if due.attempts + 1 >= self._run.export.max_attempts:
             self._give_up(due, error)
             return
         logger.debug("result %s will be tried again: %s", due.test_session_result_id, error)
         self._became_of(due).blamed.append(due)
 
-    def _give_up(self, due: Due, error: Exception | None) -> None:
+    def _give_up(self, due: Due, error: Exception) -> None:
         logger.debug("result %s has no details: %s", due.test_session_result_id, error)
         self._became_of(due).given_up.append(due)
         if not isinstance(error, TestSessionNotFound):
@@ -247,14 +238,8 @@ class _Details:
             self.last_error = str(error) if isinstance(error, EtlError) else "a bug in checkly-etl, see the log"
 
     def _note_bug(self, due: Due, error: Exception) -> None:
-        logger.error(
-            "result %s of test session %s: a bug in checkly-etl; please report the traceback",
-            due.test_session_result_id,
-            due.test_session_id,
-            exc_info=error,
-            extra=runbook("bug"),
-        )
-        self._run.outcome.bug = self._run.outcome.bug or error
+        what = f"result {due.test_session_result_id} of test session {due.test_session_id}"
+        note_bug(self._run.outcome, what, error)
 
     # --- record ---
 

@@ -37,7 +37,7 @@ def discover(run: AccountRun) -> None:
     try:
         for page in _pages(run, since, None):
 
-            def save_page(connection: Connection, page: Page = page) -> int:
+            def save_page(connection: Connection, page: Page = page) -> tuple[int, bool]:
                 if page.is_last:
                     is_ours = accounts.finish_discovery(connection, held, discovered_until=held.started_at)
                 else:
@@ -46,7 +46,7 @@ def discover(run: AccountRun) -> None:
                     raise LeaseLost("discovery took too long and went to another process")
                 return _enqueue(run, connection, page, session_queue.DISCOVERY)
 
-            run.outcome.enqueued += run.database.run(save_page)
+            _tell(run, run.database.run(save_page))
             is_held = not page.is_last
     except LeaseLost as error:
         logger.debug("%s", error)
@@ -61,10 +61,10 @@ def list_range(run: AccountRun, since: datetime, until: datetime | None, *, newe
     run.etl.progress.begin("listing", None)
     for page in _pages(run, since, until):
 
-        def save_page(connection: Connection, page: Page = page) -> int:
+        def save_page(connection: Connection, page: Page = page) -> tuple[int, bool]:
             return _enqueue(run, connection, page, session_queue.BACKFILL, newest_first=newest_first, force=force)
 
-        run.outcome.enqueued += run.database.run(save_page)
+        _tell(run, run.database.run(save_page))
         run.etl.progress.advance(len(page.entries))
 
 
@@ -112,7 +112,8 @@ def _enqueue(
     *,
     newest_first: bool = False,
     force: bool = False,
-) -> int:
+) -> tuple[int, bool]:
+    """How many were queued, and whether there were entries that cannot be."""
     drift = Drift()
     queued = session_queue.enqueue_listed(
         connection,
@@ -124,8 +125,14 @@ def _enqueue(
     )
     if drift.found:
         warehouse.save_drift(connection, [drift])
+    return queued, bool(drift.found)
+
+
+def _tell(run: AccountRun, saved: tuple[int, bool]) -> None:
+    queued, has_unusable = saved
+    run.outcome.enqueued += queued
+    if has_unusable:
         run.warn(
             "the list holds entries without a usable id, they cannot be exported; see: checkly-etl status",
             "list-entries",
         )
-    return queued

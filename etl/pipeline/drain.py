@@ -1,9 +1,7 @@
 """Draining: claimed ids are fetched in threads, normalized here, and recorded in batches beside that.
 
-Hides what becomes of each claim: saved, polled, settled, retried, buried or given back. Whose fault a failure
-is, is not known while the API does not answer, or answers with something else than was asked for (some proxy's
-page): failures since its last answer are *suspects*, counted as the sessions' own only when it answers again, and
-given back unblamed when it turns out to be an outage.
+Hides what becomes of each claim: saved, polled, settled, retried, buried or given back. Whose fault a failure is,
+`blame` says.
 
 Memory stays bounded whatever Checkly sends: documents become rows in batches of a few megabytes, and those over
 `LARGE_BODY` are fetched once more, one at a time.
@@ -28,7 +26,6 @@ from etl import normalize, session_queue, warehouse
 from etl.checkly import LARGE_BODY
 from etl.documents import Document
 from etl.errors import (
-    ApiDown,
     ApiUnavailable,
     EtlError,
     Interrupted,
@@ -39,13 +36,13 @@ from etl.errors import (
     runbook,
 )
 from etl.normalize import TEST_SESSION_SUMMARY
-from etl.pipeline.recording import Batch, Failed, Fetched, Recorder, Work, note_bug
+from etl.pipeline.blame import Suspects, note_bug
+from etl.pipeline.recording import Batch, Failed, Fetched, Recorder, Work
 from etl.pipeline.run import AccountRun
 from etl.session_queue import Claim
 
 logger = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 10  # of the API with no answer between: an outage
 BATCH = 128  # sessions that are recorded together: a transaction costs as much as the rows of twenty of them
 BATCH_BYTES = 3_000_000
 BATCH_SECONDS = 0.25  # for which a document that came waits for others
@@ -92,7 +89,7 @@ class _Drain:
         self._brought: deque[_Brought] = deque()  # came, and is not recorded yet
         self._brought_since = 0.0
         self._alone: Future[_Brought] | None = None  # what fetches a large one
-        self._suspects: list[Failed] = []  # failed since the last answer: whose fault it is, is not known yet
+        self._suspects = Suspects[Failed](run)
 
     def work(self) -> None:
         """Claim, fetch and record until nothing is due."""
@@ -205,7 +202,7 @@ class _Drain:
     def _renew(self) -> None:
         """Renew every claim in hand; those that are no longer ours are not begun."""
         mine = [work.claim for work in (*self._waiting, *self._large)]
-        mine += [*self._flying.values(), *(suspect.claim for suspect in self._suspects)]
+        mine += [*self._flying.values(), *(suspect.claim for suspect in self._suspects.items)]
         mine += [item.work.claim for item in self._brought]
         ours = self._database.run(partial(session_queue.renew, claims=mine, lease=self._export.lease))
         for works in (self._waiting, self._large):
@@ -263,10 +260,8 @@ class _Drain:
                 self._recorder.settle()
         if fatal is not None:
             raise fatal
-        if self._run.failures_in_a_row >= FAILURES_IN_A_ROW:
-            if not any(isinstance(suspect.error, UnusableSession) for suspect in self._suspects):
-                raise self._outage()
-            self._judge_suspects()  # it does answer: is it the API?
+        if self._suspects.are_too_many:
+            self._judge_suspects()
 
     def _sort(self, item: _Brought, batch: Batch) -> EtlError | None:
         """Put into the batch what is to be recorded; returns what ends the drain."""
@@ -278,9 +273,9 @@ class _Drain:
             return None
         match result.error:
             case ApiUnavailable():
-                self._suspect(result)
+                self._suspects.add(result, result.error, what="test session", id_=claim.test_session_id)
             case PayloadError() if item.document is None:  # the client's: not what it had asked for
-                self._suspect(result)
+                self._suspects.add(result, result.error, what="test session", id_=claim.test_session_id)
             case LargeDocument():
                 self._answered(batch)
                 self._large.append(item.work)
@@ -294,7 +289,7 @@ class _Drain:
                 batch.released.append(claim)
                 return result.error
             case _:
-                note_bug(self._run.outcome, result)
+                note_bug(self._run.outcome, f"test session {claim.test_session_id}", result.error)
                 batch.blamed.append(result)
         return None
 
@@ -326,36 +321,13 @@ class _Drain:
         return held if is_same else None
 
     def _answered(self, batch: Batch) -> None:
-        """The API works, so what failed since its last answer was the session's own fault."""
-        self._run.failures_in_a_row = 0
-        for suspect in self._suspects:
-            (batch.unusable if isinstance(suspect.error, UnusableSession) else batch.blamed).append(suspect)
-        self._suspects = []
-
-    def _suspect(self, failed: Failed) -> None:
-        self._suspects.append(failed)
-        self._run.failures_in_a_row += 1
+        _blame(self._suspects.answered(), batch)
 
     def _judge_suspects(self) -> None:
-        """The last calls failed: ask once whether it is the API or the sessions."""
-        if not self._suspects:
-            return
-        if not self._run.call(self._run.client.is_answering):
-            raise self._outage()
+        """The last calls failed: is it the API or the sessions? Raises ApiDown."""
         batch = Batch()
-        self._answered(batch)
+        _blame(self._suspects.judge(), batch)
         self._recorder.record(batch)
-
-    def _outage(self) -> ApiDown:
-        last = "no answer"
-        if self._suspects:
-            suspect = self._suspects[-1]
-            id_ = suspect.claim.test_session_id
-            last = str(suspect.error) if id_ in str(suspect.error) else f"test session {id_}: {suspect.error}"
-        return ApiDown(
-            f"the API does not work, the last {self._run.failures_in_a_row} calls failed ({last}); "
-            "nothing is lost, run again when it is back"
-        )
 
     def _give_back(self) -> None:
         """Finish what is in flight within `schedule.grace`, then give every other claim back unblamed."""
@@ -373,8 +345,7 @@ class _Drain:
             except Exception as error:  # noqa: BLE001 - told or raised when the claims are back
                 failed.append(error)
         released = self._not_begun() + self._recorder.take_unwritten() + [self._flying[future] for future in late]
-        released += [suspect.claim for suspect in self._suspects]
-        self._suspects = []
+        released += [suspect.claim for suspect in self._suspects.take()]
         brought, self._brought = self._brought, deque()
         for future in done:
             item = None if future.cancelled() else future.result()
@@ -404,6 +375,11 @@ class _Drain:
                 failure,
                 extra=runbook("warehouse"),
             )
+
+
+def _blame(failed: Sequence[Failed], batch: Batch) -> None:
+    for item in failed:
+        (batch.unusable if isinstance(item.error, UnusableSession) else batch.blamed).append(item)
 
 
 def _next_batch(brought: deque[_Brought]) -> Iterator[_Brought]:

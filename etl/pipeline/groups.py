@@ -10,10 +10,10 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from etl import normalize, warehouse
-from etl.checkly import PAGE_SIZE, PlanLacksList
+from etl.checkly import PAGE_SIZE
 from etl.database import now
 from etl.documents import Document
-from etl.errors import ApiUnavailable, Forbidden, PayloadError, TestSessionNotFound, UnusableSession
+from etl.errors import ApiUnavailable, Forbidden, NotInPlan, PayloadError, TestSessionNotFound, UnusableSession
 from etl.normalize import ERROR_GROUP, Drift
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload
@@ -44,7 +44,7 @@ def refresh_error_groups(run: AccountRun) -> None:
         if len(remaining) > pages:
             try:
                 _list(run, remaining, pages, asked_at)
-            except (Forbidden, PlanLacksList):
+            except (Forbidden, NotInPlan):
                 raise
             except UnusableSession as error:
                 logger.debug("%s; each error group is asked for by itself", error)
@@ -52,7 +52,7 @@ def refresh_error_groups(run: AccountRun) -> None:
             if run.etl.stop.is_set():
                 return
             _fetch(run, error_group_id, asked_at)
-    except (Forbidden, PlanLacksList) as error:
+    except (Forbidden, NotInPlan) as error:
         # It is the account that may not read them, not this one error group.
         run.tell(
             f"{error}: error groups are known by their ids only; set export.error_groups to false", "error-groups"
@@ -87,7 +87,7 @@ def _fetch(run: AccountRun, error_group_id: str, asked_at: datetime) -> None:
     except TestSessionNotFound:
         # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
         run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))
-    except (Forbidden, PlanLacksList):
+    except (Forbidden, NotInPlan):
         raise
     except UnusableSession as error:
         logger.debug("%s; the next pass asks again", error)

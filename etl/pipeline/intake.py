@@ -19,6 +19,7 @@ from etl.config import InboxFile, InboxQueue, Settings
 from etl.errors import InboxUnavailable, Interrupted, LeaseLost, WarehouseUnavailable, runbook
 from etl.inbox import Batch, Source, ledger
 from etl.pipeline.run import Etl, InboxCount, Outcome, in_thread
+from etl.redaction import Redactor
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ def enqueue_texts(
             continue
         found |= dict.fromkeys(ids)
         named |= inbox.find_accounts(text)
-    # An account that nobody exports from would wait for ever: it is tried with the default one.
-    ours = {account.id for account in settings.checkly.accounts} | (accounts.known(connection) if named else set())
+    # What nobody ever exported from would wait for ever: it is tried with the default account.
+    ours = settings.checkly.account_ids | (accounts.known(connection) if named else set())
     of_ours = {id_: account for id_, account in named.items() if account in ours}
     _, result.discarded = session_queue.enqueue(connection, found, accounts=of_ours, force=force, source=source)
     result.ids = [id_ for id_ in found if id_ not in result.discarded]
@@ -123,13 +124,6 @@ def _commit(connection: Connection, etl: Etl, source: Source, batch: Batch, read
         raise LeaseLost(f"inbox {source.name} took too long and went to another process")
     texts = [message.text for message in batch.messages]
     taken = enqueue_texts(connection, etl.settings, texts, source=session_queue.INBOX)
-    ledger.reject(connection, source.name, [_without(etl.settings.secrets, text) for text in taken.empty])
+    hide = Redactor(etl.settings.secrets).hide  # what CI sends by mistake may be the key itself
+    ledger.reject(connection, source.name, [hide(text) for text in taken.empty])
     return taken
-
-
-def _without(secrets: Iterable[str], text: str) -> str:
-    """What CI sends by mistake may be the key itself: it must not stand in a row."""
-    for secret in secrets:
-        if len(secret) >= 4:  # a shorter one would only tear other words
-            text = text.replace(secret, "***")
-    return text

@@ -7,7 +7,6 @@ written is halved until the bad session is alone. Memory holds two batches: one 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,15 +21,14 @@ from etl.database import now
 from etl.documents import Document
 from etl.errors import EtlError, runbook
 from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
-from etl.pipeline.run import AccountRun, Outcome
+from etl.pipeline.blame import backoff, note_bug
+from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import Wanted, save_test_sessions
 from etl.session_queue import Claim, Failure
 from etl.warehouse import Payload
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY = timedelta(minutes=1)  # doubles with each attempt
-LONGEST_RETRY = timedelta(hours=1)
 NEVER = -timedelta(days=365)  # a session that ends so far in the future has a wrong clock: it is not waited for
 POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
 
@@ -168,7 +166,7 @@ class Recorder:
                 self._record(Batch(fetched=batch.fetched[half:]))
             elif batch.fetched:
                 bad = Failed(batch.fetched[0].work, error)
-                note_bug(self._run.outcome, bad)
+                note_bug(self._run.outcome, f"test session {bad.claim.test_session_id}", error)
                 self._record(Batch(blamed=[bad]))
             else:
                 raise
@@ -331,29 +329,12 @@ class Recorder:
         return item.rows if is_whole else item.work.rows(item.detail, self._run.account.id)
 
 
-def note_bug(outcome: Outcome, item: Failed) -> None:
-    """An error that is none of ours: its traceback goes to the log, the run goes on and ends with it."""
-    logger.error(
-        "test session %s: a bug in checkly-etl; please report the traceback",
-        item.claim.test_session_id,
-        exc_info=item.error,
-        extra=runbook("bug"),
-    )
-    outcome.bug = outcome.bug or item.error
-
-
 def _failure(item: Failed) -> Failure:
     error = item.error
     if isinstance(error, EtlError):
         return Failure(item.claim.test_session_id, error.kind, str(documents.storable(str(error))))
     # Not the error's own text: it may hold data.
     return Failure(item.claim.test_session_id, "bug", f"a bug in checkly-etl ({type(error).__name__}); see the log")
-
-
-def backoff(attempts: int) -> timedelta:
-    """How long to wait after so many failures, about."""
-    delay: timedelta = min(FIRST_RETRY * 2 ** min(attempts - 1, 10), LONGEST_RETRY)
-    return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 
 
 def _add(counters: dict[str, int], more: Mapping[str, int]) -> None:

@@ -80,7 +80,8 @@ class InboxCount:
 class Outcome:
     """How a run ended. `failures` mean exit 3, `warnings` and dead letters exit 1.
 
-    `calls` counts the API's answers by what they were, `freshness` is v_freshness at the end of a sync.
+    `calls` counts the API's answers by what they were, `freshness` is v_freshness of our accounts at the
+    end of a sync.
     """
 
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(warehouse.COUNTERS, 0))

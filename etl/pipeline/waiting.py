@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from etl import session_queue, warehouse
 from etl.errors import Interrupted
 from etl.pipeline.drain import drain
-from etl.pipeline.run import AccountRun, Outcome
+from etl.pipeline.run import AccountRun, Etl, Outcome
 
 FIRST_PAUSE = 2.0  # seconds until a running one is read again; somebody waits, so it is sooner than in a pass
 LONGEST_PAUSE = 20.0
@@ -48,14 +48,18 @@ def _waiting(connection: Connection, run: AccountRun, ids: Sequence[str]) -> tup
     return waiting, failing
 
 
-def tell_what_became(connection: Connection, ids: Sequence[str], outcome: Outcome) -> None:
+def tell_what_became(etl: Etl, ids: Sequence[str], outcome: Outcome) -> None:
     """Put the sessions into the outcome; one that is not stored as final is a warning."""
-    outcome.waited = warehouse.verdicts(connection, ids)
+    outcome.waited = etl.database.read(partial(warehouse.verdicts, ids=ids))
     stored = {row["test_session_id"]: row for row in outcome.waited}
-    dead = {letter.test_session_id for letter in session_queue.dead_letters(connection, ids=ids)}
+    dead = {letter.test_session_id for letter in etl.database.read(partial(session_queue.dead_letters, ids=ids))}
+    waiting_for = etl.database.read(partial(session_queue.waiting_for, ids=ids))
+    others = {id_: account for id_, account in waiting_for.items() if account not in etl.settings.checkly.account_ids}
     for id_ in ids:
         if id_ in dead:
             problem = "could not be exported; see: checkly-etl dead list"
+        elif id_ in others:
+            problem = f"is of account {others[id_]}, which is not in these settings: add it, or run where it is"
         elif id_ not in stored:
             problem = "is not exported yet; the next sync goes on with it"
         elif not stored[id_]["is_final"]:
