@@ -629,6 +629,8 @@ def _test_session_row(document: Detail, listed: Mapping[str, Any], account_id: s
         stopped_at = _utc(document.stopped_at, "$.stoppedAt")
     if document.status not in _STATUSES:
         drift.note(TEST_SESSION, "$.status", document.status)
+    # A document that says RUNNING and no end is behind its list entry, or our own row: it ends nothing by theirs.
+    has_ended = stopped_at is not None and (document.status != "RUNNING" or document.stopped_at is not msgspec.UNSET)
 
     def first(value: str | None, column: str) -> Any:
         return listed.get(column) if value is None else value
@@ -639,7 +641,7 @@ def _test_session_row(document: Detail, listed: Mapping[str, Any], account_id: s
         "project_id": listed.get("project_id"),
         "name": first(document.name, "name"),
         "status": document.status,
-        "is_final": document.status in FINAL_STATUSES or stopped_at is not None,
+        "is_final": document.status in FINAL_STATUSES or has_ended,
         "provider": listed.get("provider"),
         "region": listed.get("region"),
         "private_location_id": listed.get("private_location_id"),

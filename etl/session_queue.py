@@ -29,6 +29,7 @@ DISCOVERY, BACKFILL, ENQUEUE, INBOX, SETTLE = "discovery", "backfill", "enqueue"
 PRIORITIES = {ENQUEUE: 10, INBOX: 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
 
 _LAST_ERROR_LENGTH = 1000
+_BEHIND_ALL = 1e10  # seconds, in which `claim_order` is counted: more than any two times lie apart
 _UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": None}
 _q = etl_queue.c
 # In the index's own words: SQLite does not see through bound parameters that it could use it.
@@ -287,6 +288,18 @@ def release(connection: Connection, claims: Iterable[Claim]) -> int:
     count = 0
     for ids in _by_token(connection, claims):
         _free(connection, ids, moment)
+        count += len(ids)
+    return count
+
+
+def release_last(connection: Connection, claims: Iterable[Claim]) -> int:
+    """The same for what may be at fault: behind all others, so that it cannot hold them up in the next pass, too."""
+    moment = now(connection)
+    count = 0
+    for ids in _by_token(connection, claims):
+        _free(connection, ids, moment)
+        last = {"priority": min(PRIORITIES.values()), "claim_order": _q.claim_order - _BEHIND_ALL}
+        connection.execute(update(etl_queue).where(_ids(ids)).values(last))
         count += len(ids)
     return count
 

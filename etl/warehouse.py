@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     cast,
     delete,
+    exists,
     func,
     or_,
     select,
@@ -41,6 +42,7 @@ from etl.tables import (
     error_group_playwright_tests,
     error_group_root_cause_analyses,
     error_groups,
+    etl_accounts,
     etl_drift,
     etl_payloads,
     etl_queue,
@@ -245,10 +247,19 @@ def _save_links(connection: Connection, writing: Sequence[SessionRows], stored: 
     groups: dict[str, Any] = {}
     for link in sorted([*result_links, *session_links], key=lambda link: str(link["test_session_id"])):
         groups.setdefault(link["error_group_id"], accounts[link["test_session_id"]])
-    known = [{"error_group_id": group, "account_id": groups[group]} for group in sorted(groups)]
-    bulk.insert_or_keep(connection, error_groups, known)
+    _make_error_groups(connection, groups)
     bulk.insert_or_keep(connection, test_session_error_groups, session_links)
     bulk.insert_or_keep(connection, test_session_result_error_groups, result_links)
+
+
+def _make_error_groups(connection: Connection, accounts: Mapping[str, Any]) -> None:
+    """Rows of error groups (with the account of each) that links may refer to; `forget` beside us deletes none."""
+    missing = set(accounts)
+    while missing:
+        new = [{"error_group_id": group, "account_id": accounts[group]} for group in sorted(missing)]
+        bulk.insert_or_keep(connection, error_groups, new)
+        # One that was there already is not locked by that, and may be gone again.
+        missing -= lock_error_groups(connection, missing)
 
 
 def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], moment: datetime) -> None:
@@ -375,11 +386,27 @@ def stamp(connection: Connection, test_session_id: str, etl_run_id: str) -> None
 # --- error groups -----------------------------------------------------------------------------------------------
 
 
-def error_groups_to_fetch(connection: Connection, account_id: str) -> list[str]:
-    """Ids of error groups whose document is to be read, in order: those known by id only, and the stale ones."""
+def error_groups_to_fetch(connection: Connection, account_id: str, *, is_default: bool) -> list[str]:
+    """Ids of error groups whose document is to be read, in order: those known by id only, and the stale ones.
+
+    With `is_default` also those of accounts that nobody exports from: a list entry may name another account than
+    the one whose list it stands in.
+    """
     is_wanted = or_(_g.fetched_at.is_(None), _g.stale_since.is_not(None))
-    query = select(_g.error_group_id).where(is_wanted, or_(_g.account_id == account_id, _g.account_id.is_(None)))
+    is_ours = or_(_g.account_id == account_id, _g.account_id.is_(None))
+    if is_default:
+        is_ours = or_(is_ours, ~exists().where(etl_accounts.c.account_id == _g.account_id))
+    query = select(_g.error_group_id).where(is_wanted, is_ours)
     return list(connection.execute(query.order_by(_g.error_group_id)).scalars())
+
+
+def lock_error_groups(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Those of the error groups that there are; they stay until the transaction ends."""
+    there: set[str] = set()
+    for some in chunks(sorted(ids)):
+        query = select(_g.error_group_id).where(_g.error_group_id.in_(some)).order_by(_g.error_group_id)
+        there.update(connection.execute(query.with_for_update(read=True, key_share=True)).scalars())
+    return there
 
 
 def count_error_groups(connection: Connection, account_id: str) -> int:

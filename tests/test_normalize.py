@@ -981,8 +981,11 @@ def test_final_is_passed_failed_cancelled_or_any_other_status_with_an_end(status
     assert rows.test_session["is_final"] is final
     assert rows.test_session["status"] == status
     if not stopped_at:
-        assert session_rows(detail(status=status), entry(stoppedAt=STOP, status="PASSED")).is_final
         assert session_rows(detail(status=status), entry(status="PASSED")).is_final is final
+        by_list = session_rows(detail(status=status), entry(stoppedAt=STOP, status="PASSED"))
+        by_row = session_rows(detail(status=status), held={"stopped_at": STOPPED, "is_final": True})
+        assert by_list.is_final is by_row.is_final is (status != "RUNNING"), "a detail may be behind its entry"
+        assert by_list.test_session["stopped_at"] == by_row.test_session["stopped_at"] == STOPPED
 
 
 # --- illegal documents --------------------------------------------------------------------------------------

@@ -514,6 +514,23 @@ def test_an_outage_in_the_middle_blames_nobody_and_everything_arrives_afterwards
     assert saved(pipeline.sync(make())) + saved(outcome) == 40
 
 
+def test_many_that_always_fail_end_the_pass_and_do_not_hold_up_others_in_the_next_one(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    bad, good = range(1, 21), range(21, 24)
+    for number in bad:
+        checkly.put_test_session(detail(number), entry(number))
+        checkly.add_fault(match=f"/v1/test-sessions/{uuid(number)}", kind="status", status=500)
+    for number in good:
+        checkly.put_test_session(detail(number), entry(number))
+    enqueue(database, *bad)  # and somebody waits for them
+    for _ in range(3):
+        assert pipeline.sync(make()).exit_code == 3, "nobody knows whose fault it is"
+    assert {str(row["test_session_id"]) for row in rows(database, "SELECT test_session_id FROM test_sessions")} == {
+        uuid(number) for number in good
+    }
+
+
 def test_a_session_that_always_fails_is_blamed_even_when_it_is_alone(
     make: Make, checkly: Simulator, database: Database
 ) -> None:

@@ -587,7 +587,7 @@ def test_a_group_that_is_gone_keeps_what_we_know_and_is_not_asked_for_again(data
 
 def to_fetch(database: Database, account_id: str = ACCOUNT) -> list[int]:
     with database.reading() as connection:
-        return [UUID(one).int for one in warehouse.error_groups_to_fetch(connection, account_id)]
+        return [UUID(one).int for one in warehouse.error_groups_to_fetch(connection, account_id, is_default=False)]
 
 
 def test_a_group_is_read_again_when_a_newer_session_refers_to_it_or_its_copy_is_a_day_old(

@@ -345,7 +345,7 @@ class _Drain:
             except Exception as error:  # noqa: BLE001 - told or raised when the claims are back
                 failed.append(error)
         released = self._not_begun() + self._recorder.take_unwritten() + [self._flying[future] for future in late]
-        released += [suspect.claim for suspect in self._suspects.take()]
+        suspected = [suspect.claim for suspect in self._suspects.take()]
         brought, self._brought = self._brought, deque()
         for future in done:
             item = None if future.cancelled() else future.result()
@@ -354,7 +354,7 @@ class _Drain:
             else:
                 brought.append(item)
         try:
-            self._recorder.record(Batch(released=released))
+            self._recorder.record(Batch(released=released, suspected=suspected))
             while brought:
                 results = [self._normalized(item) for item in _next_batch(brought)]
                 self._recorder.record(

@@ -13,8 +13,17 @@ from etl import normalize, warehouse
 from etl.checkly import PAGE_SIZE
 from etl.database import now
 from etl.documents import Document
-from etl.errors import ApiUnavailable, Forbidden, NotInPlan, PayloadError, TestSessionNotFound, UnusableSession
+from etl.errors import (
+    ApiUnavailable,
+    EtlError,
+    Forbidden,
+    NotInPlan,
+    PayloadError,
+    TestSessionNotFound,
+    UnusableSession,
+)
 from etl.normalize import ERROR_GROUP, Drift
+from etl.pipeline.blame import FAILURES_IN_A_ROW
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload
 
@@ -30,7 +39,7 @@ def refresh_error_groups(run: AccountRun) -> None:
         return
     wanted, known, asked_at = run.database.read(
         lambda c: (
-            warehouse.error_groups_to_fetch(c, run.account.id),
+            warehouse.error_groups_to_fetch(c, run.account.id, is_default=run.is_default),
             warehouse.count_error_groups(c, run.account.id),
             now(c),
         )
@@ -48,10 +57,7 @@ def refresh_error_groups(run: AccountRun) -> None:
                 raise
             except UnusableSession as error:
                 logger.debug("%s; each error group is asked for by itself", error)
-        for error_group_id in sorted(remaining):
-            if run.etl.stop.is_set():
-                return
-            _fetch(run, error_group_id, asked_at)
+        _fetch_each(run, sorted(remaining), asked_at)
     except (Forbidden, NotInPlan) as error:
         # It is the account that may not read them, not this one error group.
         run.tell(
@@ -59,6 +65,25 @@ def refresh_error_groups(run: AccountRun) -> None:
         )
     except (ApiUnavailable, UnusableSession) as error:
         run.warn(f"error groups could not be read, the next pass tries again: {error}", "error-groups")
+
+
+def _fetch_each(run: AccountRun, ids: Sequence[str], asked_at: datetime) -> None:
+    """One that cannot be read holds no other up; several in a row are the API's fault. Raises what that is."""
+    failed: EtlError | None = None
+    in_a_row = 0
+    for error_group_id in ids:
+        if run.etl.stop.is_set():
+            break
+        try:
+            _fetch(run, error_group_id, asked_at)
+            in_a_row = 0
+        except ApiUnavailable as error:
+            failed = error
+            in_a_row += 1
+            if in_a_row == FAILURES_IN_A_ROW:
+                break
+    if failed is not None:
+        raise failed
 
 
 def _list(run: AccountRun, remaining: set[str], expected_pages: int, asked_at: datetime) -> None:
@@ -87,10 +112,16 @@ def _fetch(run: AccountRun, error_group_id: str, asked_at: datetime) -> None:
     except TestSessionNotFound:
         # Not asked for ever: as a known one, it is asked for again when it is a day old and referred to.
         run.database.run(lambda c: warehouse.error_groups_gone(c, [error_group_id]))
-    except (Forbidden, NotInPlan):
+    except NotInPlan:
         raise
     except UnusableSession as error:
-        logger.debug("%s; the next pass asks again", error)
+        if isinstance(error, Forbidden):
+            run.call(lambda: next(run.client.list_error_groups()))  # raises it, too, if it is meant for all of them
+        run.tell(f"{error}; the next pass asks again", "error-groups")
+        if isinstance(error, PayloadError):
+            drift = Drift()
+            drift.note(ERROR_GROUP, error.json_path, error.reason)
+            run.database.run(lambda c: warehouse.save_drift(c, [drift]))
     else:
         _save(run, [(error_group_id, document)], asked_at)
 
@@ -109,15 +140,17 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]], asked_at: date
             continue
         drifts.append(batch[-1].drift)
 
-    usable = {rows.error_group["error_group_id"] for rows in batch}
+    usable = {rows.error_group["error_group_id"]: rows for rows in batch}
 
     def write(connection: Connection) -> None:
+        there = warehouse.lock_error_groups(connection, usable)  # the others were forgotten while they were read
         if run.export.keep_payloads:
             payloads = [
-                Payload(ERROR_GROUP, id_, run.account.id, None, document) for id_, document in found if id_ in usable
+                Payload(ERROR_GROUP, id_, run.account.id, None, document) for id_, document in found if id_ in there
             ]
             warehouse.save_payloads(connection, payloads)
-        warehouse.save_error_groups(connection, batch, account_id=run.account.id, asked_at=asked_at)
+        kept = [usable[id_] for id_ in sorted(there)]
+        warehouse.save_error_groups(connection, kept, account_id=run.account.id, asked_at=asked_at)
         warehouse.save_drift(connection, drifts)
 
     run.database.run(write)

@@ -90,12 +90,13 @@ class Batch:
     blamed: list[Failed] = field(default_factory=list)  # counted as an attempt
     unusable: list[Failed] = field(default_factory=list)  # dead at once
     released: list[Claim] = field(default_factory=list)  # unblamed
+    suspected: list[Claim] = field(default_factory=list)  # the same, but others come first in the next pass
 
     @property
     def claims(self) -> list[Claim]:
         """All of them."""
         of_work = [item.claim for items in (self.fetched, self.blamed, self.unusable) for item in items]
-        return [*of_work, *self.gone, *self.released]
+        return [*of_work, *self.gone, *self.released, *self.suspected]
 
     def __len__(self) -> int:
         return len(self.claims)
@@ -171,7 +172,13 @@ class Recorder:
             else:
                 raise
             self._record(
-                Batch(gone=batch.gone, blamed=batch.blamed, unusable=batch.unusable, released=batch.released)
+                Batch(
+                    gone=batch.gone,
+                    blamed=batch.blamed,
+                    unusable=batch.unusable,
+                    released=batch.released,
+                    suspected=batch.suspected,
+                )
             )
             return
         self._tell(batch, recorded)
@@ -241,6 +248,7 @@ class Recorder:
         session_queue.retry(connection, to_retry)
         session_queue.bury(connection, to_bury)
         session_queue.release(connection, batch.released)
+        session_queue.release_last(connection, batch.suspected)
 
         counters = dict(self._run.outcome.counters)
         gone = sum(claim.test_session_id in ours for claim in batch.gone)
@@ -322,7 +330,7 @@ class Recorder:
             )
         for id_, failure in recorded.retried.items():
             logger.debug("test session %s will be tried again: %s", id_, failure.reason)
-        self._run.etl.progress.advance(len(batch) - len(batch.released))
+        self._run.etl.progress.advance(len(batch) - len(batch.released) - len(batch.suspected))
 
     def _rows_to_save(self, item: Fetched) -> TestSessionRows:
         is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
