@@ -70,6 +70,7 @@ PAGE_SIZE = 100  # the API's maximum for every list
 LARGE_BODY = 4_000_000  # bytes: of larger ones, one is in memory at a time
 TRIES = 4
 FIRST_BACKOFF = 0.5  # seconds; doubles
+SAME_PAGES = 20  # in a row, each with a cursor of its own: the list is going round
 LONGEST_RETRY_AFTER = 30.0  # of a 5xx; a longer wish is left to the queue
 LONGEST_PAUSE = 300.0  # of a 429; a longer one ends the pass
 
@@ -233,19 +234,28 @@ class Client:
     def list_test_sessions(self, *, since: datetime, until: datetime | None = None) -> Iterator[Page]:
         """`GET /v1/test-sessions`, page by page: sessions created from `since` (inclusive) to `until` (exclusive).
 
-        Raises Rejected with status 402 as `NotInPlan`; a cursor that repeats ends the walk with
-        ApiUnavailable, because the rest of the list cannot be reached.
+        Raises NotInPlan for a 402. A cursor that repeats, or a page that does, ends the walk with ApiUnavailable,
+        because the rest of the list cannot be reached.
         """
         params: dict[str, str] = {"limit": str(PAGE_SIZE), "from": str(math.floor(since.timestamp()))}
         if until is not None:
             # Both are whole seconds at the API: rounded outwards, so that nothing falls between.
             params["to"] = str(math.ceil(until.timestamp()))
         seen: set[str] = set()
-        number = 0
+        number = repeated = 0
+        before: list[Document] | None = None
         while True:
             number += 1
             what = f"list of test sessions, page {number}"
             entries, cursor = self._list(params, what)
+            repeated = repeated + 1 if entries == before else 0
+            if repeated == SAME_PAGES:
+                raise ApiUnavailable(
+                    f"{what}: it is the same page again and again, so the list never ends; the API at {self.api_url} "
+                    "misbehaves",
+                    kind="cursor",
+                )
+            before = entries
             yield Page(entries, number, is_last=cursor is None)
             if cursor is None:
                 return

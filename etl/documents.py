@@ -174,7 +174,10 @@ def items(document: Document, field: str | None = None) -> list[Document]:
         raise PayloadError(path if error.reason.startswith("Expected `array`") else "$", error.reason) from None
     if clean is document.body:
         return [known(bytes(raw)) for raw in raws]
-    return [known(text) for text in _items_as_received(document.text, field)]
+    try:
+        return [known(text) for text in _items_as_received(document.text, field)]
+    except RecursionError as error:
+        raise _payload_error(error) from None
 
 
 def _items_as_received(text: str, field: str | None) -> Iterator[bytes]:

@@ -263,7 +263,7 @@ class Drift:
         if key not in self.found and len(self.found) >= _MOST_DRIFT:
             return
         shown = str(documents.storable(example[:_EXAMPLE_LENGTH]))
-        if _may_be_signed(shown):
+        if _may_be_signed(_ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[0][1], shown)):
             shown = "a URL that may be signed"
         occurrences, kept = self.found.get(key, (0, shown))
         self.found[key] = (occurrences + 1, min(kept, shown))
@@ -406,9 +406,9 @@ def normalize_test_session(
     """Rows of one test session.
 
     `test_session_id` is the id that was asked for: a document of another one raises PayloadError. `account_id`
-    is the account that it was fetched with. `summary` is its list entry; where that is not at hand, `held` (the
-    columns of test_sessions as they stand) fills what only the list knows. For fields in both the detail wins,
-    and neither nulls the other's.
+    is the account that it was fetched with. `summary` is its list entry; where that is not at hand, or unusable
+    (which is drift), `held` (the columns of test_sessions as they stand) fills what only the list knows. For fields
+    in both the detail wins, and neither nulls the other's.
     """
     drift = Drift()
     document = _decode(detail, Detail, TEST_SESSION, drift)
@@ -421,9 +421,8 @@ def normalize_test_session(
     error_group_ids: list[str] | None = None
     if document.error_group_ids is not None:
         error_group_ids = _our_ids(document.error_group_ids, "$.errorGroupIds")
-    elif listed.get("error_group_ids") is not None:
-        with _in_list_entry():
-            error_group_ids = _our_ids(listed["error_group_ids"], "$.errorGroupIds")
+    else:
+        error_group_ids = listed.get("error_group_ids")
     rows = TestSessionRows(
         test_session=session,
         results=None,
@@ -488,14 +487,17 @@ def normalize_error_group(document: Document, *, error_group_id: str) -> ErrorGr
     )
 
 
+_DETAIL_FIELDS = frozenset({"filePath", "scheduleError", "traceId"})  # texts of theirs become columns
+
+
 def reduced_result(document: Document) -> Document:
     """What may be kept of a result's document: its own scalar fields and the ids of its error groups.
 
     Its sections (apiCheckResult and the like: logs, requests, responses, assets) are large, and hold secrets of
-    customers and signed URLs. A text with a URL that has a query string or a fragment may be signed as well: it is
-    left out, whatever field it is in.
+    customers and signed URLs. A text with a URL that has a query string or a fragment may be signed as well: where
+    it has a column, those are cut off, and else it is left out, whatever field it is in.
     """
-    kept: dict[str, msgspec.Raw | list[str]] = {}
+    kept: dict[str, msgspec.Raw | str | list[str]] = {}
     for name, raw in documents.decode(document, dict[str, msgspec.Raw]).items():
         value = memoryview(raw)
         if name.endswith("CheckResult") or _may_be_signed(name) or len(value) > _LONGEST_SCALAR:
@@ -504,7 +506,10 @@ def reduced_result(document: Document) -> Document:
         if name == "errorGroupIds" and first == b"[":
             ids = documents.decode_part(raw, list[Any])
             kept[name] = [id_ for id_ in ids if isinstance(id_, str) and UUID.fullmatch(id_.lower())]
-        elif first not in b"[{" and not (first == b'"' and _may_be_signed(documents.decode_part(raw, str))):
+        elif first == b'"' and _may_be_signed(text := documents.decode_part(raw, str)):
+            if name in _DETAIL_FIELDS:
+                kept[name] = _SIGNED.sub(r"\1", text)
+        elif first not in b"[{":
             kept[name] = raw
     return documents.known(msgspec.json.encode(kept))
 
@@ -574,19 +579,13 @@ class _DetailId(msgspec.Struct, rename="camel"):
 def _listed(
     summary: Document | None, test_session_id: str, held: Mapping[str, Any] | None, drift: Drift
 ) -> Mapping[str, Any]:
-    """What the list says, by column name: from the entry, else from the columns that it once filled."""
-    if summary is None:
-        return held or {}
-    with _in_list_entry():
-        return _summary_columns(summary, test_session_id, drift)
-
-
-@contextmanager
-def _in_list_entry() -> Iterator[None]:
-    try:
-        yield
-    except PayloadError as error:
-        raise PayloadError(error.json_path, f"{error.reason} (in its list entry)") from None
+    """What the list says, by column name: from the entry, else from the columns that one once filled."""
+    if summary is not None:
+        try:
+            return _summary_columns(summary, test_session_id, drift)
+        except PayloadError as error:  # no reason to lose a session whose own document is fine
+            drift.note(TEST_SESSION_SUMMARY, error.json_path, error.reason)
+    return held if held is not None and held.get("summary_sha256") is not None else {}
 
 
 def _summary_columns(summary: Document, test_session_id: str, drift: Drift) -> Mapping[str, Any]:
@@ -615,7 +614,7 @@ def _summary_columns(summary: Document, test_session_id: str, drift: Drift) -> M
         "stopped_at": _utc(entry.stopped_at, "$.stoppedAt"),
         "created_at": _utc(entry.created_at, "$.created_at"),
         "updated_at": _utc(entry.updated_at, "$.updated_at"),
-        "error_group_ids": entry.error_group_ids,
+        "error_group_ids": entry.error_group_ids and _our_ids(entry.error_group_ids, "$.errorGroupIds"),
     }
 
 
@@ -995,9 +994,14 @@ def _shown(raw: msgspec.Raw) -> str:
         return text
 
 
+# What of a word that is a URL comes before its query string or fragment; `tests//pay#1.ts` is none.
+_SIGNED = re.compile(r"((?:(?<=:)|(?<![\w/]))//[^\s?#]*)[?#]\S*")
+_ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+
+
 def _may_be_signed(text: str) -> bool:
     """Whether a word of it is a URL with a query string or a fragment."""
-    return any("?" in rest or "#" in rest for rest in (word.partition("//")[2] for word in text.split()))
+    return _SIGNED.search(text) is not None
 
 
 def _text(value: str | int | None) -> str | None:

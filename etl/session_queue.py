@@ -155,7 +155,7 @@ def enqueue_listed(
 def count_wanted(connection: Connection, entries: Sequence[Listed], *, force: bool = False) -> int:
     """How many of the entries `enqueue_listed` would queue, without doing it."""
     count = 0
-    for some in chunks(entries):
+    for some in chunks(list({entry.test_session_id: entry for entry in entries}.values())):
         ids = [entry.test_session_id for entry in some]
         known_rows = select(_q.test_session_id, _q.state, _q.summary_sha256).where(_q.test_session_id.in_(ids))
         rows = {row.test_session_id: row for row in connection.execute(known_rows)}

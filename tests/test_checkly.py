@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import random
@@ -426,6 +427,18 @@ def test_a_cursor_that_repeats_ends_the_walk_after_its_pages(make_client: MakeCl
         assert caught.value.kind == "cursor"
         assert seen == [f'{{"n": {n}}}' for n in range(len(cursors))]
         assert len(server.heads) == len(cursors)
+
+
+def test_a_page_that_comes_again_and_again_under_new_cursors_ends_the_walk(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursors = itertools.count()
+    monkeypatch.setattr(checkly, "SAME_PAGES", 3)
+    with Server(lambda _socket, _head: http(page_of([{"n": 1}], nextId=f"{next(cursors)}"))) as server:
+        walk = make_client(server.url).list_test_sessions(since=SINCE)
+        with pytest.raises(ApiUnavailable, match="same page again and again"):
+            list(walk)
+        assert len(server.heads) == 4
 
 
 ENTRIES = [

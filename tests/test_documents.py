@@ -270,6 +270,19 @@ def test_numbers_that_no_column_holds_end_as_payload_error() -> None:
                 documents.decode(documents.known(f'{{"inner": [{{"number": {number}}}]{more}}}'.encode()), Outer)
 
 
+def test_an_item_that_is_nested_too_deeply_is_told_whatever_else_is_in_the_page() -> None:
+    refused = 0
+    for depth in range(900, 1000):  # the one that is too deep for Python is not so for msgspec
+        deep = "[" * depth + "]" * depth
+        page = documents.known(rf'{{"entries": [{{"name": "NUL \u0000", "x": {deep}}}]}}'.encode())
+        try:
+            documents.items(page, "entries")
+        except PayloadError as error:
+            assert error.reason == documents.NESTED  # noqa: PT017
+            refused += 1
+    assert refused
+
+
 def test_a_document_cannot_be_changed() -> None:
     document = Document(b"{}", "0" * 64)
     with pytest.raises(AttributeError):

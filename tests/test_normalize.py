@@ -74,7 +74,8 @@ def session_rows(
         test_session_id=SESSION,
         account_id=account_id,
         summary=None if summary is None else document(summary),
-        held=held,
+        # A list entry has filled its columns once.
+        held=None if held is None else {"summary_sha256": "0" * 64, **held},
     )
 
 
@@ -1133,20 +1134,28 @@ def test_a_wrong_type_is_told_with_the_place_of_its_field(which: str, field: str
             if type_ in LEGAL[kind]:
                 assert_rows(normalize_as(which, value))
                 continue
-            with pytest.raises(PayloadError) as caught:
-                normalize_as(which, value)
             in_a_list = type_ == "array" and kind in ("ids", "texts", "objects")
-            assert caught.value.json_path == json_path(field) + ("[0]" if in_a_list else "")
-            assert_clear(caught.value, which)
+            assert_refused(which, value, json_path(field) + ("[0]" if in_a_list else ""))
 
 
-def assert_clear(error: PayloadError, which: str) -> None:
-    reason = error.reason
+CLEAR = r"Expected `.+`, got `.+`$|Invalid RFC3339 encoded datetime$|is not a UUID$|is missing$"
+
+
+def assert_refused(which: str, value: Json, path: str, reason: str = CLEAR) -> None:
+    """A document is refused; a list entry is drift, and the session stands without it."""
     if which == "entry":
-        assert reason.endswith(" (in its list entry)")
-        reason = reason.removesuffix(" (in its list entry)")
-    assert re.match(r"Expected `.+`, got `.+`$|Invalid RFC3339 encoded datetime$|is not a UUID$|is missing$", reason)
-    assert str(error) == f"{error.json_path}: {error.reason}"
+        rows = normalize_as(which, value)
+        assert isinstance(rows, TestSessionRows)
+        without = session_rows(with_value(FULL_DETAIL, "errorGroupIds", ...))
+        told = {**rows.test_session, "summary_sha256": None}
+        assert (told, rows.results, rows.executions) == (without.test_session, without.results, without.executions)
+        assert re.match(reason, dict(rows.drift.found)[("test_session_summary", path)][1])
+        return
+    with pytest.raises(PayloadError) as caught:
+        normalize_as(which, value)
+    assert caught.value.json_path == path
+    assert re.match(reason, caught.value.reason)
+    assert str(caught.value) == f"{caught.value.json_path}: {caught.value.reason}"
 
 
 @pytest.mark.parametrize(("which", "field", "kind"), EVERY_FIELD)
@@ -1155,10 +1164,7 @@ def test_a_missing_field_is_told_where_it_is_needed_and_null_else(which: str, fi
         if kind not in ("key", "needed text", "needed time"):
             assert_rows(normalize_as(which, value))
             continue
-        with pytest.raises(PayloadError) as caught:
-            normalize_as(which, value)
-        assert caught.value.json_path == json_path(field)
-        assert_clear(caught.value, which)
+        assert_refused(which, value, json_path(field))
 
 
 @pytest.mark.parametrize(("which", "field", "kind"), [p for p in EVERY_FIELD if p.values[2] in ("ids", "key")])
@@ -1168,17 +1174,14 @@ def test_a_missing_field_is_told_where_it_is_needed_and_null_else(which: str, fi
 )
 def test_a_key_of_ours_that_is_no_uuid_is_told_with_its_place(which: str, field: str, kind: str, wrong: str) -> None:
     value = [id_of("fine"), wrong] if kind == "ids" else wrong
-    with pytest.raises(PayloadError) as caught:
-        normalize_as(which, with_value(DOCUMENTS[which][0], field, value))
-    assert caught.value.json_path == json_path(field) + ("[1]" if kind == "ids" else "")
-    assert_clear(caught.value, which)
+    path = json_path(field) + ("[1]" if kind == "ids" else "")
+    assert_refused(which, with_value(DOCUMENTS[which][0], field, value), path)
 
 
 @pytest.mark.parametrize(("which", "field"), [("detail", "testSessionId"), ("entry", "id"), ("group", "id")])
 def test_a_document_of_another_id_is_refused(which: str, field: str) -> None:
-    with pytest.raises(PayloadError, match=f"is the document of {id_of('another')}, not of") as caught:
-        normalize_as(which, with_value(DOCUMENTS[which][0], field, id_of("another").upper()))
-    assert caught.value.json_path == f"$.{field}"
+    value = with_value(DOCUMENTS[which][0], field, id_of("another").upper())
+    assert_refused(which, value, f"$.{field}", f"is the document of {id_of('another')}, not of")
 
 
 @pytest.mark.parametrize("value", [None, True, 7, 1.5, "x", [], [FULL_DETAIL]])
@@ -1187,8 +1190,10 @@ def test_a_document_that_is_no_object_is_refused(value: Json) -> None:
         with pytest.raises(PayloadError, match="Expected `object`") as caught:
             refused()
         assert caught.value.json_path == "$"
-    with pytest.raises(PayloadError, match=r"Expected `object`.*\(in its list entry\)"):
-        normalize_test_session(document(detail()), test_session_id=SESSION, account_id=None, summary=document(value))
+    rows = normalize_test_session(
+        document(detail()), test_session_id=SESSION, account_id=None, summary=document(value)
+    )
+    assert rows.drift.found[("test_session_summary", "$")][1].startswith("Expected `object`")
     with pytest.raises(PayloadError, match="Expected `object`"):
         normalize.entry_key(document(value))
 
@@ -1221,10 +1226,7 @@ def test_a_time_that_is_none_or_lies_out_of_range_is_told_with_its_place(
     value = with_value(DOCUMENTS[which][0], field, time)
     if which == "entry" and field == "stoppedAt":
         value = with_value(FULL_ENTRY, field, time)
-    with pytest.raises(PayloadError, match=r"RFC3339|outside of the years 1 to 9999") as caught:
-        normalize_as(which, value)
-    assert caught.value.json_path == json_path(field)
-    assert caught.value.reason.endswith("(in its list entry)") is (which == "entry")
+    assert_refused(which, value, json_path(field), r".*(RFC3339|outside of the years 1 to 9999)")
 
 
 def test_the_reason_never_quotes_the_document() -> None:
@@ -1392,6 +1394,29 @@ def test_unknown_fields_at_every_level_are_counted_without_their_positions() -> 
 def test_fields_that_are_known_and_not_stored_are_no_drift() -> None:
     assert session_rows(FULL_DETAIL, FULL_ENTRY).drift.found == {}
     assert group_rows(FULL_GROUP).drift.found == {}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        r'"https:\/\/s3.example\/x?X-Amz-Signature=abc"',
+        r'{"url": "https:\/\/s3.example\/x?X-Amz-Signature=abc"}',
+        r'["\u0068ttps:\u002f\u002fs3.example\u003fX-Amz-Signature=abc"]',
+    ],
+)
+def test_drift_shows_no_signed_url_however_it_is_written(written: str) -> None:
+    body = json.dumps(detail())[:-1] + f', "asset": {written}}}'
+    rows = normalize_test_session(documents.read(body.encode()), test_session_id=SESSION, account_id=None)
+    assert rows.drift.found == {("test_session", "$.asset"): (1, "a URL that may be signed")}
+
+
+def test_what_a_document_no_longer_tells_stays_only_where_the_list_had_told_it() -> None:
+    before = {"name": "old", "branch_name": "main", "stopped_at": STOPPED}
+    value = {name: of for name, of in detail().items() if name not in ("name", "metadata")}
+    listed = session_rows(value, held=before).test_session
+    by_id = session_rows(value, held=before | {"summary_sha256": None}).test_session
+    assert (listed["name"], listed["branch_name"]) == ("old", "main")
+    assert (by_id["name"], by_id["branch_name"]) == (None, None), "as in a warehouse that never saw the old one"
 
 
 def test_drift_fits_its_columns_whatever_the_field_is_called() -> None:

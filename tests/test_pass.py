@@ -11,9 +11,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, Table, text
 
-from etl import normalize, pipeline, session_queue, warehouse
+from etl import bulk, normalize, pipeline, session_queue, tables, upkeep, warehouse
+from etl.checkly import Client
 from etl.database import Database
 from etl.pipeline import Etl, Outcome
 from etl.simulator import Simulator, World
@@ -244,6 +245,23 @@ def test_a_backfill_exports_oldest_first_unless_told_otherwise(make: Make, check
 def test_a_backfill_does_not_move_discovered_until(make: Make, database: Database) -> None:
     pipeline.backfill(make(), since=LONG_AGO, until=NOW)
     assert rows(database, "SELECT discovered_until FROM etl_accounts") == [{"discovered_until": None}]
+
+
+def test_a_plan_counts_what_the_list_shows_twice_once(make: Make, checkly: Simulator, database: Database) -> None:
+    pages = [{"entries": [entry(1), entry(2), entry(1)], "nextId": "x"}, {"entries": [entry(2), entry(3)]}]
+    for match, page in ((r"nextId", pages[1]), (r"/v1/test-sessions\?", pages[0])):
+        checkly.faults.add(Fault("status", match=match, status=200, body=json.dumps(page)))
+    plan = pipeline.plan_backfill(make(), since=LONG_AGO, until=None)
+    assert (plan.listed, plan.to_fetch, plan.calls) == (5, 3, 5)
+
+
+def test_an_unusable_list_entry_is_drift_and_its_session_is_exported(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_test_session(detail(1), entry(1, updated_at="2016-12-31T23:59:60Z"))
+    assert saved(pipeline.sync(make())) == 1
+    assert rows(database, "SELECT json_path FROM etl_drift") == [{"json_path": "$.updated_at"}]
+    assert pipeline.sync(make()).counters["test_sessions_unchanged"] == 0, "it is not fetched in every pass"
 
 
 def test_a_plan_counts_calls_and_writes_nothing(make_etl: Make, database: Database) -> None:
@@ -683,6 +701,85 @@ def test_a_known_error_group_is_read_again_when_a_newer_session_refers_to_it(
     checkly.put_test_session(newer, entry(3))
     pipeline.sync(make())
     assert rows(database, "SELECT environment FROM error_group_environments") == [{"environment": "staging"}]
+
+
+def test_an_error_group_of_an_account_that_nobody_exports_is_read_with_the_default_one(
+    make: Make, checkly: Simulator, database: Database
+) -> None:
+    checkly.put_error_group(error_group(1))
+    ids = [error_group(1)["id"]]
+    checkly.put_test_session(detail(1, errorGroupIds=ids), entry(1, errorGroupIds=ids, accountId=uuid(7)))
+    assert pipeline.sync(make()).word == "ok"
+    (row,) = rows(database, "SELECT account_id, error_hash FROM error_groups")
+    assert (str(row["account_id"]), row["error_hash"]) == (uuid(7), "hash")
+
+
+@pytest.mark.parametrize("status", [500, 403, 400])
+def test_one_error_group_that_cannot_be_read_holds_up_no_other(
+    make: Make, checkly: Simulator, database: Database, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for group in range(1, 203):
+        checkly.put_error_group(error_group(group))
+    with_groups(checkly, 1, *range(3, 203))
+    pipeline.sync(make())
+    with_groups(checkly, 2, 1, 2)  # too few for the pages that all of them are
+    checkly.add_fault(match=f"error-groups/{error_group(1)['id']}", kind="status", status=status)
+    outcome = pipeline.sync(make())
+    assert outcome.exit_code == (1 if status == 500 else 0)
+    assert f"error group {error_group(1)['id']}" in caplog.text
+    unread = rows(database, "SELECT error_group_id FROM error_groups WHERE fetched_at IS NULL")
+    assert [str(row["error_group_id"]) for row in unread] == [error_group(1)["id"]]
+
+
+def test_an_error_group_that_answers_as_another_one_is_drift_and_told(
+    make: Make, checkly: Simulator, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkly.put_error_group(error_group(1))
+    with_groups(checkly, 1, 1)
+    checkly.add_fault(match="error-groups/", kind="status", status=200, body=json.dumps(error_group(2)))
+    assert pipeline.sync(make()).exit_code == 0
+    assert "the next pass asks again" in caplog.text
+    assert rows(database, "SELECT kind, json_path FROM etl_drift") == [{"kind": "error_group", "json_path": "$.id"}]
+
+
+def test_what_is_forgotten_while_its_error_group_is_read_stays_forgotten(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkly.put_error_group(error_group(1))
+    with_groups(checkly, 1, 1)
+    fetch = Client.fetch_error_group
+
+    def forget_meanwhile(client: Client, error_group_id: str) -> Any:
+        document = fetch(client, error_group_id)
+        database.run(lambda c: upkeep.forget_test_session(c, uuid(1)))
+        return document
+
+    monkeypatch.setattr(Client, "fetch_error_group", forget_meanwhile)
+    assert pipeline.sync(make()).exit_code == 0
+    assert scalar(database, "SELECT count(*) FROM error_groups") == 0
+    assert scalar(database, "SELECT count(*) FROM etl_payloads") == 0
+
+
+def test_an_error_group_may_be_forgotten_while_another_session_that_refers_to_it_is_saved(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.is_sqlite:
+        pytest.skip("one writer at a time")
+    checkly.put_error_group(error_group(1))
+    with_groups(checkly, 1, 1)
+    pipeline.sync(make())
+    with_groups(checkly, 2, 1)
+    insert_or_keep = bulk.insert_or_keep
+
+    def forget_then(connection: Connection, table: Table, new: Any) -> None:
+        insert_or_keep(connection, table, new)
+        if table is tables.error_groups and scalar(database, "SELECT count(*) FROM test_sessions") == 1:
+            database.run(lambda c: upkeep.forget_test_session(c, uuid(1)))
+
+    monkeypatch.setattr(bulk, "insert_or_keep", forget_then)
+    assert pipeline.sync(make()).exit_code == 0
+    links = rows(database, "SELECT test_session_id FROM test_session_error_groups")
+    assert [str(row["test_session_id"]) for row in links] == [uuid(2)]
 
 
 def test_a_page_that_holds_an_error_group_twice_is_read(make: Make, checkly: Simulator, database: Database) -> None:

@@ -876,14 +876,33 @@ def test_a_url_that_may_be_signed_is_not_stored_whatever_field_it_is_in(
     )
     assert pipeline.sync(make()).word == "ok"
     found = everything(database)
-    for word in ("X-Amz", "Signature", "assets.simulator.invalid", "secret of a customer"):
+    for word in ("X-Amz", "Signature", "secret of a customer"):
         assert word not in found, word
     row = rows(database, "SELECT schedule_error, file_path, trace_id, attempts FROM test_session_results")[0]
-    assert row == {"schedule_error": None, "file_path": None, "trace_id": None, "attempts": 2}
+    url = SIGNED.partition("?")[0]
+    assert row == {
+        "schedule_error": f"see {url}",
+        "file_path": "https://assets.simulator.invalid/x",
+        "trace_id": url,
+        "attempts": 2,
+    }
+    assert "video" not in scalar(database, "SELECT body FROM etl_payloads WHERE kind = 'test_session_result'")
     body = json.loads(scalar(database, "SELECT body FROM etl_payloads WHERE kind = 'test_session_result'"))
     assert body["errorGroupIds"] == [uuid(0xE001)]
     assert body["documentation"] == "https://docs.example/x"
     assert rows(database, "SELECT json_path FROM etl_drift") == [{"json_path": "$.documentation"}]
+
+
+def test_a_text_that_is_no_signed_url_is_kept_as_it_is(make: Make, checkly: Simulator, database: Database) -> None:
+    put(checkly, 1, [result(1)])
+    error = (
+        "Private location is offline, see https://www.checklyhq.com/docs/private-locations/#troubleshooting, or ask"
+    )
+    path = "tests//checkout#guest.spec.ts"
+    checkly.put_result(uuid(1), uuid(0xA001), told(result(1), scheduleError=error, filePath=path))
+    assert pipeline.sync(make()).word == "ok"
+    (row,) = rows(database, "SELECT schedule_error, file_path FROM test_session_results")
+    assert row == {"schedule_error": error.replace("#troubleshooting,", ""), "file_path": path}
 
 
 _texts = st.text("abcé", max_size=5) | st.sampled_from(

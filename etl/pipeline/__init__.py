@@ -148,11 +148,14 @@ def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: b
     for account in etl.settings.require_accounts():
         with client_of(etl, account) as (client, _, _):
             calls = 0
+            counted: set[str] = set()  # a list that grows meanwhile shows some twice
             for page in client.list_test_sessions(since=since, until=until):
-                entries = listed_entries(page)
+                found = listed_entries(page)
+                entries = [entry for entry in found if entry.test_session_id not in counted]
+                counted.update(entry.test_session_id for entry in entries)
                 wanted = etl.database.run(partial(session_queue.count_wanted, entries=entries, force=force))
                 pages += 1
-                listed += len(entries)
+                listed += len(found)
                 to_fetch += wanted
                 calls += 1 + wanted
         if account.requests_per_minute == 0:
