@@ -87,7 +87,7 @@ docs: .venv/.dev
 
 clean:
 	@rm -rf .venv demo build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
+	@find bench docs etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
 
 # --- set-up: each stamp is touched last, so that a set-up that was interrupted is done again -----------------------
 

@@ -58,11 +58,8 @@ def _table(table: Table) -> Iterator[str]:
     yield f"### {table.name}\n\n{table.comment}\n\n| Column | Type | Null | |\n| --- | --- | --- | --- |\n"
     for column in table.columns:
         name = f"**{column.name}**" if column.primary_key else column.name
-        type_ = (
-            column.type.compile(dialect=postgresql.dialect())
-            .lower()
-            .replace("timestamp with time zone", "timestamptz")
-        )
+        compiled = column.type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+        type_ = compiled.lower().replace("timestamp with time zone", "timestamptz")
         yield f"| {name} | {type_} | {'yes' if column.nullable else ''} | {_cell(str(column.comment))} |\n"
     yield "\n"
 

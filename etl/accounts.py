@@ -20,7 +20,7 @@ from etl.tables import etl_accounts, etl_rate_grants
 # Checkly counts arrivals in 60 s; a call may arrive up to a second after it was granted.
 WINDOW = timedelta(seconds=61)
 FIRST_PAUSE = timedelta(seconds=5)
-LONGEST_PAUSE = timedelta(seconds=60)
+LONGEST_OWN_PAUSE = timedelta(seconds=60)
 
 _a = etl_accounts.c
 _g = etl_rate_grants.c
@@ -126,7 +126,7 @@ def pause(connection: Connection, account_id: str, seconds: float | None) -> flo
         # Calls that were under way when the pause began are answered 429 as well: one pause for all of them.
         until = row.paused_until
     else:
-        until = moment + min(FIRST_PAUSE * 2**pauses, LONGEST_PAUSE)
+        until = moment + min(FIRST_PAUSE * 2**pauses, LONGEST_OWN_PAUSE)
         pauses = min(pauses + 1, 10)
     if running:
         until = max(until, row.paused_until)

@@ -107,7 +107,7 @@ CALL_OUTCOMES = (
 
 @dataclass(slots=True)
 class Calls:
-    """What the client did, for `etl_runs`. Thread-safe only as far as the interpreter's `+=` under `lock`."""
+    """What the client did, for `etl_runs`; it counts under a lock of its own."""
 
     requests: int = 0
     retries: int = 0

@@ -26,6 +26,12 @@ from etl.errors import PayloadError
 
 T = TypeVar("T")
 
+# Kinds of documents, in `etl_payloads.kind` and `etl_drift.kind`.
+TEST_SESSION = "test_session"
+TEST_SESSION_SUMMARY = "test_session_summary"  # a list entry
+TEST_SESSION_RESULT = "test_session_result"
+ERROR_GROUP = "error_group"
+
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 REPLACEMENT = "\ufffd"
 _SCANNER = json.JSONDecoder(parse_float=str, parse_int=str)  # finds ends; numbers of any size pass

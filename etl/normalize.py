@@ -25,16 +25,20 @@ from typing import Any, TypeVar
 import msgspec
 
 from etl import documents
-from etl.documents import UUID, Document, check_id, our_id
+from etl.documents import (
+    ERROR_GROUP,
+    TEST_SESSION,
+    TEST_SESSION_RESULT,
+    TEST_SESSION_SUMMARY,
+    UUID,
+    Document,
+    check_id,
+    our_id,
+)
 from etl.errors import PayloadError
 
 Row = dict[str, Any]
 S = TypeVar("S", bound=msgspec.Struct)
-
-TEST_SESSION = "test_session"
-TEST_SESSION_SUMMARY = "test_session_summary"
-TEST_SESSION_RESULT = "test_session_result"
-ERROR_GROUP = "error_group"
 
 FINAL_STATUSES = frozenset({"PASSED", "FAILED", "CANCELLED"})
 _STATUSES = FINAL_STATUSES | {"RUNNING"}

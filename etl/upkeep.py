@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, func, literal, or_, select, tuple_
 
+from etl.documents import ERROR_GROUP
 from etl.tables import (
     error_groups,
     etl_inbox_rejects,
@@ -26,7 +27,6 @@ from etl.tables import (
 )
 
 PRUNE_BATCH = 1000
-ERROR_GROUP = "error_group"  # kind of payload
 
 _p = etl_payloads.c
 

@@ -29,8 +29,8 @@ def checkly() -> Iterator[Simulator]:
 def wait(program: Program, checkly: Simulator, warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> Program:
     """checkly-etl with that Checkly; it does not wait for long."""
     program.env = environment(checkly.url, warehouse_url)
-    monkeypatch.setattr("etl.pipeline.waiting.FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("etl.pipeline.waiting.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("etl.pipeline.waiting.FIRST_POLL", 0.05)
+    monkeypatch.setattr("etl.pipeline.waiting.LONGEST_POLL", 0.1)
     monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
     return program
 

@@ -17,10 +17,8 @@ from sqlalchemy.exc import IntegrityError
 
 from etl import documents, process, session_queue, warehouse
 from etl.database import Database, now
-from etl.documents import Document
+from etl.documents import ERROR_GROUP, TEST_SESSION, Document
 from etl.normalize import (
-    ERROR_GROUP,
-    TEST_SESSION,
     Drift,
     ErrorGroupRows,
     ResultRow,

@@ -141,7 +141,10 @@ class Plan:
 
 
 def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: bool = False) -> Plan:
-    """List the range and count; nothing is written but the budget of these calls. Raises what the client raises."""
+    """List the range and count; nothing is written but the account and the budget of these calls.
+
+    Raises what the client raises.
+    """
     listed = to_fetch = pages = 0
     minutes: float | None = 0.0
     _register(etl)  # the budget of these calls needs the account's row

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from etl import details_due, normalize, warehouse
 from etl.database import now
 from etl.details_due import Due
-from etl.documents import Document
+from etl.documents import TEST_SESSION_RESULT, Document
 from etl.errors import (
     ApiDown,
     ApiUnavailable,
@@ -31,7 +31,7 @@ from etl.errors import (
     TestSessionNotFound,
     UnusableSession,
 )
-from etl.normalize import TEST_SESSION_RESULT, Drift, ResultDetailRows
+from etl.normalize import Drift, ResultDetailRows
 from etl.pipeline.blame import Suspects, backoff, note_bug
 from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import regroup

@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from etl import accounts, normalize, session_queue, warehouse
 from etl.checkly import Page
+from etl.documents import TEST_SESSION_SUMMARY
 from etl.errors import ApiUnavailable, Interrupted, LeaseLost, PayloadError
-from etl.normalize import TEST_SESSION_SUMMARY, Drift
+from etl.normalize import Drift
 from etl.pipeline.run import AccountRun, begin_in_thread
 from etl.session_queue import Listed
 

@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from etl import normalize, session_queue, warehouse
 from etl.checkly import LARGE_BODY
-from etl.documents import Document
+from etl.documents import TEST_SESSION_SUMMARY, Document
 from etl.errors import (
     ApiUnavailable,
     EtlError,
@@ -35,7 +35,6 @@ from etl.errors import (
     UnusableSession,
     runbook,
 )
-from etl.normalize import TEST_SESSION_SUMMARY
 from etl.pipeline.blame import Suspects, note_bug
 from etl.pipeline.recording import Batch, Failed, Fetched, Recorder, Work
 from etl.pipeline.run import AccountRun

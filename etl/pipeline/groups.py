@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from etl import normalize, warehouse
 from etl.checkly import PAGE_SIZE
 from etl.database import now
-from etl.documents import Document
+from etl.documents import ERROR_GROUP, Document
 from etl.errors import (
     ApiUnavailable,
     EtlError,
@@ -22,7 +22,7 @@ from etl.errors import (
     TestSessionNotFound,
     UnusableSession,
 )
-from etl.normalize import ERROR_GROUP, Drift
+from etl.normalize import Drift
 from etl.pipeline.blame import FAILURES_IN_A_ROW
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload

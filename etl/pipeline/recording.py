@@ -18,9 +18,9 @@ from sqlalchemy import Connection
 from etl import documents, normalize, session_queue, warehouse
 from etl.checkly import LARGE_BODY
 from etl.database import now
-from etl.documents import Document
+from etl.documents import TEST_SESSION, TEST_SESSION_SUMMARY, Document
 from etl.errors import EtlError, runbook
-from etl.normalize import TEST_SESSION, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.normalize import TestSessionRows
 from etl.pipeline.blame import backoff, note_bug
 from etl.pipeline.run import AccountRun
 from etl.pipeline.saving import Wanted, save_test_sessions

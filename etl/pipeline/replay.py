@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from etl import normalize, session_queue, warehouse
 from etl.database import chunks
+from etl.documents import ERROR_GROUP, TEST_SESSION, TEST_SESSION_RESULT, TEST_SESSION_SUMMARY
 from etl.errors import PayloadError
-from etl.normalize import ERROR_GROUP, TEST_SESSION, TEST_SESSION_RESULT, TEST_SESSION_SUMMARY, TestSessionRows
+from etl.normalize import TestSessionRows
 from etl.pipeline.run import Etl, Outcome
 from etl.pipeline.saving import Details, save_test_sessions
 

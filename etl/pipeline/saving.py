@@ -1,4 +1,4 @@
-"""Saving test sessions and the details of their results, for the phases that have documents: drain, details, replay.
+"""Saving test sessions and the details of their results, for whoever has documents: recording, details, replay.
 
 Hides that details and executions outlive a rewrite: a session is replaced as a whole, and what was read of its
 results one by one is kept with them.

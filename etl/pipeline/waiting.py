@@ -12,8 +12,8 @@ from etl.errors import Interrupted
 from etl.pipeline.drain import drain
 from etl.pipeline.run import AccountRun, Etl, Outcome
 
-FIRST_PAUSE = 2.0  # seconds until a running one is read again; somebody waits, so it is sooner than in a pass
-LONGEST_PAUSE = 20.0
+FIRST_POLL = 2.0  # seconds until a running one is read again; somebody waits, so it is sooner than in a pass
+LONGEST_POLL = 20.0
 
 
 def export_until_final(run: AccountRun, ids: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def export_until_final(run: AccountRun, ids: Sequence[str]) -> None:
 
     Raises what `drain` raises, Interrupted at the end of --max-time.
     """
-    pause = FIRST_PAUSE
+    pause = FIRST_POLL
     while True:
         drain(run, only=ids)
         waiting, failing = run.database.read(partial(_waiting, run=run, ids=ids))
@@ -29,7 +29,7 @@ def export_until_final(run: AccountRun, ids: Sequence[str]) -> None:
             return
         if run.stop.wait(pause):
             raise Interrupted("stopped while waiting for test sessions to end")
-        pause = min(1.5 * pause, LONGEST_PAUSE)
+        pause = min(1.5 * pause, LONGEST_POLL)
         # Those that failed wait for as long as any other would: the count of their attempts goes on.
         run.database.run(partial(session_queue.enqueue, ids=waiting))
 

@@ -11,7 +11,7 @@ from etl.simulator import Simulator, World
 from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, everything
 from tests.torture.servers import OwnPostgres
 
-# What `make test` takes of all this, in a minute; `.ci/run` and `make torture` take the whole.
+# What `make test` and `.ci/run` take of all this, in a minute or two; `make torture` takes the whole.
 IN_SHORT = (
     "test_a_killed_export_that_is_run_again",
     "test_workers_of_all_kinds_share_the_work",
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/torture" not in item.path.as_posix() or IS_AT_LENGTH:
             continue
         if TIMES < 10 and not item.name.startswith(IN_SHORT):
-            item.add_marker(pytest.mark.skip(reason="in .ci/run and in make torture"))
+            item.add_marker(pytest.mark.skip(reason="in make torture"))
         elif item.name.startswith(ON_ONE_ENGINE) and "sqlite" in item.name:
             item.add_marker(pytest.mark.skip(reason="on SQLite as well in make torture"))
 
