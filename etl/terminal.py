@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,7 @@ def set_up_logging(*, style: str, verbosity: int, bar: Bar | None, redactor: Red
     level = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[verbosity]
     if bar is not None and verbosity < 1:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING)
-        _STANDARD.addHandler(bar.notes)
-    _STANDARD.handlers = [h for h in _STANDARD.handlers if bar is not None and h is bar.notes]
-    _STANDARD.addHandler(handler)
+    _STANDARD.handlers = [handler]
     _STANDARD.setLevel(level)
     _STANDARD.propagate = False
     for library, their_level in _LIBRARIES.items():
@@ -95,7 +94,6 @@ class Bar:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self.notes = _Notes(self)
 
     def begin(self, what: str, total: int | None) -> None:
         """A new phase; the bar of the one before disappears."""
@@ -116,9 +114,10 @@ class Bar:
             self._progress.update(self._task, total=task.completed)
 
     def note(self, text: str) -> None:
-        """A word beside the bar, such as why nothing moves."""
+        """A word beside the bar: why nothing moves."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, note=text)
+            with suppress(KeyError):  # the phase ended meanwhile
+                self._progress.update(self._task, note=text)
 
     def end(self) -> None:
         """Take the bar away."""
@@ -156,15 +155,3 @@ def _rich_progress() -> Progress:
         console=Console(stderr=True),
         transient=True,
     )
-
-
-class _Notes(logging.Handler):
-    """Shows what the pacer says beside the bar."""
-
-    def __init__(self, bar: Bar) -> None:
-        super().__init__(logging.INFO)
-        self._bar = bar
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "etl.pacing":
-            self._bar.note(record.getMessage())

@@ -18,7 +18,7 @@ from etl import accounts, process
 from etl.accounts import Grant
 from etl.database import Database, now
 from etl.errors import Interrupted, RateLimited
-from etl.pacing import Pacer
+from etl.pipeline.pacing import Pacer
 from tests.conftest import ACCOUNT, rows, scalar
 
 OTHER = "44444444-4444-4444-8444-444444444444"
@@ -289,6 +289,20 @@ def test_threads_share_what_the_window_grants_and_wait_together(
     assert 100 <= paced.throttled_ms <= 1500  # the time, not the sum over threads
     spent = scalar(at(0), "SELECT sum(calls) FROM etl_rate_grants")
     assert 12 <= spent <= 20
+
+
+def test_a_long_wait_is_told_with_its_reason(at: Callable[[float], Database]) -> None:
+    take(at(-50), wanted=1, per_minute=1)
+    told: list[str] = []
+    stop = threading.Event()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        stop.set()
+
+    with pytest.raises(Interrupted):
+        Pacer(at(0), ACCOUNT, 1, stop, tell).acquire()
+    assert told == ["waiting 11 s: the rate budget is spent"]
 
 
 def test_one_thread_asks_for_all_that_wait(at: Callable[[float], Database], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 import re
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +138,27 @@ def test_a_warning_leads_to_the_runbook_in_text_and_in_json(program: Program) ->
     assert warning["runbook"] == "docs/runbook.md#dead-letter"
     assert warning["test_session_id"] == "22222222-2222-4222-8222-222222222222"
     assert warning["error_kind"] == "not_found"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_why_nothing_moves_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    bar = terminal.Bar()
+    bar.note("no phase yet")
+    bar.begin("exporting", 3)
+    bar.note("waiting 12 s: the rate budget is spent")
+    time.sleep(0.3)
+    bar.end()
+    bar.note("no phase any more")
+    assert "exporting" in shown.getvalue()
+    assert "waiting 12 s: the rate budget is spent" in shown.getvalue()
 
 
 def test_libraries_that_warn_of_what_we_tell_ourselves_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:

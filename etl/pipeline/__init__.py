@@ -1,8 +1,8 @@
 """The story, top to bottom: discover, export, settle, backfill, replay.
 
-This is the only place where HTTP, normalization and the warehouse meet, and it owns the transactions (but for those
-of `pacing`, which spends the budget). No HTTP call happens inside of a transaction. Rows and ack commit together: a
-crash at any point loses nothing and doubles nothing.
+This is the only place that owns transactions, and the only one where HTTP, normalization and the warehouse
+meet. No HTTP call happens inside of a transaction. Rows and ack commit together: a crash at any point loses
+nothing and doubles nothing.
 
     sync      = inboxes, then for each account: discover, drain, error groups, result details
     backfill  = for each account: list the range, drain, error groups, result details

@@ -20,7 +20,7 @@ from etl.checkly import Client
 from etl.config import Account, Export, Settings
 from etl.database import Database
 from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING, Interrupted, runbook
-from etl.pacing import Pacer
+from etl.pipeline.pacing import Pacer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +35,9 @@ class Progress(Protocol):
     def advance(self, steps: int) -> None:
         """So many steps of the phase are done."""
 
+    def note(self, text: str) -> None:
+        """Why nothing moves; gone with the next step. From any thread."""
+
     def end(self) -> None:
         """No phase any more."""
 
@@ -46,6 +49,9 @@ class Silent:
         """Nothing."""
 
     def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
     def end(self) -> None:
@@ -271,7 +277,7 @@ def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer, Accou
     """A client of the account, paced by its budget in the warehouse; what still calls at the end is told to stop."""
     checkly = etl.settings.checkly
     stop = AccountStop(etl.stop)
-    pacer = Pacer(etl.database, account.id, account.requests_per_minute, stop)
+    pacer = Pacer(etl.database, account.id, account.requests_per_minute, stop, etl.progress.note)
     client = Client(
         api_url=checkly.api_url,
         account_id=account.id,

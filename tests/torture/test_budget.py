@@ -28,7 +28,7 @@ from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, everything, same
 
 LIST = r"/v1/test-sessions\?"
 DETAIL = "/v1/test-sessions/.+"
-WINDOW, FRESH = 61.0, 0.5  # of etl/accounts.py and etl/pacing.py
+WINDOW, FRESH = 61.0, 0.5  # of etl/accounts.py and etl/pipeline/pacing.py
 PROCESSES = 3
 ROOT = Path(__file__).parents[2]
 only_long = pytest.mark.skipif(TIMES < 10, reason="a window lasts 61 s: CHECKLY_ETL_TORTURE=10 and more")

@@ -217,7 +217,7 @@ def test_an_account_that_is_throttled_for_ever_ends_the_pass_and_keeps_its_pause
     program: Program, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch, seconds: str | None
 ) -> None:
     # The contract's five minutes, in three seconds.
-    for module in ("checkly", "pacing"):
+    for module in ("checkly", "pipeline.pacing"):
         monkeypatch.setattr(f"etl.{module}.LONGEST_PAUSE", 3.0)
     enqueue(program, *range(1, 13))
     checkly.add_fault(**_429, headers={"Retry-After": seconds} if seconds else {})

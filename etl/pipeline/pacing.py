@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from etl import accounts
 from etl.checkly import LONGEST_PAUSE
@@ -24,8 +25,17 @@ WORTH_TELLING = 2.0
 class Pacer:
     """The rate budget of one account for the threads of this process. Thread-safe."""
 
-    def __init__(self, database: Database, account_id: str, per_minute: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        database: Database,
+        account_id: str,
+        per_minute: int,
+        stop: threading.Event,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`tell` is told what is waited for, as the log is."""
         self._database, self._account_id, self._per_minute, self._stop = database, account_id, per_minute, stop
+        self._tell = tell
         self._lock = threading.Lock()  # the numbers below
         self._turn = threading.Lock()  # one thread asks the warehouse at a time
         self._waiting = 0
@@ -107,6 +117,7 @@ class Pacer:
             self._told_until = max(self._told_until, began + seconds)
         if is_news and seconds > WORTH_TELLING:
             logger.info("waiting %.0f s: %s", seconds, why)
+            self._tell(f"waiting {seconds:.0f} s: {why}")
         was_stopped = self._stop.wait(seconds + 0.005)
         ended = time.monotonic()
         with self._lock:
