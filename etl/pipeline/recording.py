@@ -186,6 +186,29 @@ class Recorder:
     def _write(self, connection: Connection, batch: Batch) -> _Recorded:
         ours = session_queue.lock(connection, batch.claims)
         moment = now(connection)
+        saved = self._save(connection, batch, ours)
+        self._acknowledge(connection, batch, ours, moment)
+        buried, retried = self._blame(connection, batch, ours, moment)
+        session_queue.release(connection, batch.released)
+        session_queue.release_last(connection, batch.suspected)
+
+        counters = dict(self._run.outcome.counters)
+        gone = sum(claim.test_session_id in ours for claim in batch.gone)
+        _add(
+            counters,
+            {
+                "test_sessions_saved": len(saved.changed),
+                "test_sessions_unchanged": len(saved.unchanged) + gone,
+                "test_sessions_dead": len(buried),
+                "results_saved": saved.results,
+            },
+        )
+        warehouse.update_run(connection, self._run.etl_run_id, counters)
+        lost = {claim.test_session_id for claim in batch.claims} - ours
+        return _Recorded(saved, counters, buried, retried, lost)
+
+    def _save(self, connection: Connection, batch: Batch, ours: set[str]) -> warehouse.Saved:
+        """The rows of what was fetched, and the documents."""
         fetched = [item for item in batch.fetched if item.claim.test_session_id in ours]
         known = [item for item in fetched if item.results is None]
         # Nobody else writes what is ours; but `forget` deletes it, whoever has the claim.
@@ -207,13 +230,18 @@ class Recorder:
             for unusable in batch.unusable:
                 kept += self._rescued(unusable, ours)
             warehouse.save_payloads(connection, kept)
+        return saved
 
+    def _acknowledge(self, connection: Connection, batch: Batch, ours: set[str], moment: datetime) -> None:
+        """What was saved leaves the queue, or is to be read again later."""
         done: list[str] = []
         polled: dict[str, datetime] = {}
         settling: dict[str, datetime] = {}
         accepted: dict[str, str] = {}
-        for item in fetched:
+        for item in batch.fetched:
             id_ = item.claim.test_session_id
+            if id_ not in ours:
+                continue
             again = self._read_again_at(item, moment)
             if again is None:
                 done.append(id_)
@@ -233,10 +261,14 @@ class Recorder:
         session_queue.defer(connection, polled)
         session_queue.defer(connection, settling, source=session_queue.SETTLE)
 
-        to_retry: dict[Failure, tuple[int, datetime]] = {}
+    def _blame(
+        self, connection: Connection, batch: Batch, ours: set[str], moment: datetime
+    ) -> tuple[dict[str, Failure], dict[str, Failure]]:
+        """What failed is buried, or tried again later: both by id."""
         to_bury = {
             _failure(item): item.claim.attempts + 1 for item in batch.unusable if item.claim.test_session_id in ours
         }
+        to_retry: dict[Failure, tuple[int, datetime]] = {}
         for failed in batch.blamed:
             if failed.claim.test_session_id not in ours:
                 continue
@@ -247,27 +279,9 @@ class Recorder:
                 to_retry[_failure(failed)] = (attempts, moment + backoff(attempts))
         session_queue.retry(connection, to_retry)
         session_queue.bury(connection, to_bury)
-        session_queue.release(connection, batch.released)
-        session_queue.release_last(connection, batch.suspected)
-
-        counters = dict(self._run.outcome.counters)
-        gone = sum(claim.test_session_id in ours for claim in batch.gone)
-        _add(
-            counters,
-            {
-                "test_sessions_saved": len(saved.changed),
-                "test_sessions_unchanged": len(saved.unchanged) + gone,
-                "test_sessions_dead": len(to_bury),
-                "results_saved": saved.results,
-            },
-        )
-        warehouse.update_run(connection, self._run.etl_run_id, counters)
-        return _Recorded(
-            saved,
-            counters,
-            buried={failure.test_session_id: failure for failure in to_bury},
-            retried={failure.test_session_id: failure for failure in to_retry},
-            lost={claim.test_session_id for claim in batch.claims} - ours,
+        return (
+            {failure.test_session_id: failure for failure in to_bury},
+            {failure.test_session_id: failure for failure in to_retry},
         )
 
     def _payloads(self, claim: Claim, detail: Document) -> Iterator[Payload]:
