@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, case, func, or_, select, text, update
 
 from etl import bulk, process
 from etl.database import CLOCK_TOLERANCE, chunks, insert, now
@@ -29,9 +29,10 @@ DISCOVERY, BACKFILL, ENQUEUE, INBOX, SETTLE = "discovery", "backfill", "enqueue"
 PRIORITIES = {ENQUEUE: 10, INBOX: 10, DISCOVERY: 0, SETTLE: 0, BACKFILL: -10}
 
 _LAST_ERROR_LENGTH = 1000
-_BEHIND_ALL = 1e10  # seconds, in which `claim_order` is counted: more than any two times lie apart
+_BEHIND_ALL = 1e13  # seconds, in which `claim_order` is counted: more than any two times lie apart
 _UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": None}
 _q = etl_queue.c
+_IS_BEHIND = _q.claim_order < -_BEHIND_ALL / 2
 # In the index's own words: SQLite does not see through bound parameters that it could use it.
 _IN_CLAIM_INDEX = text("etl_queue.state IN ('queued', 'leased')")
 
@@ -293,12 +294,18 @@ def release(connection: Connection, claims: Iterable[Claim]) -> int:
 
 
 def release_last(connection: Connection, claims: Iterable[Claim]) -> int:
-    """The same for what may be at fault: behind all others, so that it cannot hold them up in the next pass, too."""
+    """The same for what may be at fault: behind all others, so that it cannot hold them up in the next pass, too.
+
+    Until it is saved (`defer`). What somebody waits for goes among what was discovered.
+    """
     moment = now(connection)
     count = 0
     for ids in _by_token(connection, claims):
         _free(connection, ids, moment)
-        last = {"priority": min(PRIORITIES.values()), "claim_order": _q.claim_order - _BEHIND_ALL}
+        last = {
+            "priority": case((_q.priority > PRIORITIES[DISCOVERY], PRIORITIES[DISCOVERY]), else_=_q.priority),
+            "claim_order": case((_IS_BEHIND, _q.claim_order), else_=_q.claim_order - _BEHIND_ALL),
+        }
         connection.execute(update(etl_queue).where(_ids(ids)).values(last))
         count += len(ids)
     return count
@@ -382,7 +389,14 @@ def ack(connection: Connection, ids: Collection[str]) -> None:
 
 def defer(connection: Connection, available_at: Mapping[str, datetime], *, source: str | None = None) -> None:
     """Saved, but to be read again at the given time. A success: earlier failures are forgotten."""
-    values = {"state": QUEUED, "attempts": 0, "error_kind": None, "last_error": None, **_UNCLAIMED}
+    values = {
+        "state": QUEUED,
+        "attempts": 0,
+        "error_kind": None,
+        "last_error": None,
+        "claim_order": case((_IS_BEHIND, _q.claim_order + _BEHIND_ALL), else_=_q.claim_order),
+        **_UNCLAIMED,
+    }
     if source is not None:
         values["source"] = source
     _set_each(connection, values, [{"id_": id_, "available_at": at} for id_, at in available_at.items()])

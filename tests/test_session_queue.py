@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -222,6 +223,27 @@ def test_released_claims_are_due_and_unblamed(database: Database) -> None:
     assert database.run(lambda c: session_queue.release(c, [*claims, again])) == 2
     assert row(database, 1)["claimed_by"] is None
     assert [(c.attempts) for c in sorted(claim(database), key=lambda c: c.test_session_id)] == [3, 0]
+
+
+def test_what_may_be_at_fault_comes_last_until_it_is_saved(database: Database) -> None:
+    enlist(database, entry(1, hours=1), entry(2, hours=2), entry(3, hours=3))
+    enqueue(database, 4)
+    before = row(database, 1)
+    for _ in range(2):  # once is as far behind as twice
+        suspects = [one for one in claim(database) if one.test_session_id in (id_(1), id_(4))]
+        assert database.run(partial(session_queue.release_last, claims=suspects)) == 2
+        database.run(session_queue.release_dead)
+        with database.writing() as connection:
+            connection.execute(text("UPDATE etl_queue SET state = 'queued', available_at = enqueued_at"))
+    last = claim(database)
+    assert numbers(last) == [2, 3, 1, 4]
+    assert {one.attempts for one in last} == {0}
+    database.run(lambda c: session_queue.defer(c, {one.test_session_id: DAY for one in last}))
+    assert numbers(claim(database)) == [1, 2, 3, 4]
+    assert (row(database, 1)["priority"], row(database, 1)["claim_order"]) == (
+        before["priority"],
+        pytest.approx(before["claim_order"], abs=0.01),
+    )
 
 
 def test_what_a_killed_process_held_is_due_at_once_and_what_a_living_one_holds_is_not(database: Database) -> None:
