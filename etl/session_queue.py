@@ -16,7 +16,20 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, case, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from etl import bulk, process
 from etl.database import CLOCK_TOLERANCE, chunks, insert, now
@@ -205,12 +218,12 @@ def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, values: Mapping[str, Any]) -> None:
-    if ids:
-        connection.execute(
-            update(etl_queue)
-            .where(_q.test_session_id.in_(ids))
-            .values({"state": QUEUED, "available_at": moment, "attempts": 0, **_UNCLAIMED, **values})
-        )
+    if not ids:
+        return
+    due = {"state": QUEUED, "available_at": moment, "attempts": 0, **_UNCLAIMED, **values}
+    # What is revived has not been waiting since it was first queued: a RUNNING one is read until it is final.
+    anew = case((_q.state.in_((DEAD, DISCARDED)), literal(moment, _q.enqueued_at.type)), else_=_q.enqueued_at)
+    connection.execute(update(etl_queue).where(_ids(ids)).values({**due, "enqueued_at": anew}))
 
 
 # --- claims -------------------------------------------------------------------------------------------------
@@ -475,7 +488,10 @@ def dead_letters(
 
 def revive(connection: Connection, ids: Collection[str] | None = None) -> int:
     """Queue dead letters again, as if they were new; all of them without `ids`. Returns how many."""
-    return _leave_dead(connection, ids, {"state": QUEUED, "attempts": 0, "available_at": now(connection)})
+    moment = now(connection)
+    return _leave_dead(
+        connection, ids, {"state": QUEUED, "attempts": 0, "available_at": moment, "enqueued_at": moment}
+    )
 
 
 def discard(connection: Connection, ids: Collection[str] | None = None) -> int:

@@ -291,13 +291,13 @@ def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], m
         connection.execute(statement.values(stale_since=moment), each)
 
 
-def accept_summary(connection: Connection, digests: Mapping[str, str]) -> None:
+def accept_summary(connection: Connection, digests: Mapping[str, str], *, etl_run_id: str) -> None:
     """Remember list entries whose detail told nothing new (404, or RUNNING again), so that discovery does not
     bring them back in every pass."""
     statement = (
         update(test_sessions)
         .where(_s.test_session_id == bindparam("id_"), _s.summary_sha256.is_distinct_from(bindparam("digest")))
-        .values(summary_sha256=bindparam("digest"), exported_at=now(connection))
+        .values(summary_sha256=bindparam("digest"), exported_at=now(connection), etl_run_id=etl_run_id)
     )
     for id_ in sorted(digests):
         connection.execute(statement, {"id_": id_, "digest": digests[id_]})

@@ -491,6 +491,15 @@ def test_a_dead_letter_is_revived_as_if_it_were_new(database: Database) -> None:
     assert database.run(lambda c: session_queue.revive(c)) == 0
 
 
+def test_what_is_revived_begins_to_wait_anew_and_what_waits_does_not(at: Callable[[float], Database]) -> None:
+    make_dead(at(0), 1, 2)
+    enqueue(at(0), 3)
+    at(100).run(lambda c: session_queue.revive(c, [id_(1)]))
+    enqueue(at(100), 2, 3)
+    since = {number: row(at(0), number)["enqueued_at"] for number in (1, 2, 3)}
+    assert min(since[1], since[2]) > since[3] + timedelta(minutes=90)
+
+
 def test_only_force_brings_a_discarded_row_back(database: Database) -> None:
     make_dead(database, 1, 2)
     assert database.run(lambda c: session_queue.discard(c, [id_(1)])) == 1

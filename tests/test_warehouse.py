@@ -274,17 +274,19 @@ def test_rewriting_writes_what_is_unchanged_and_keeps_the_first_export(at: Calla
     assert again["exported_at"] > first["exported_at"]
 
 
-def test_an_accepted_entry_changes_its_hash_and_nothing_else(at: Callable[[float], Database]) -> None:
+def test_an_accepted_entry_changes_its_hash_and_says_who_wrote_it(at: Callable[[float], Database]) -> None:
     save(at(0), normalized(), normalized(id_(2)))
     before = rows(at(0), "SELECT * FROM test_sessions ORDER BY test_session_id")
-    at(1).run(lambda c: warehouse.accept_summary(c, {SESSION: "c" * 64, id_(99): "d" * 64}))
+    at(1).run(lambda c: warehouse.accept_summary(c, {SESSION: "c" * 64, id_(99): "d" * 64}, etl_run_id=id_(5)))
     first, second = rows(at(0), "SELECT * FROM test_sessions ORDER BY test_session_id")
     assert second == before[1]
     assert first.pop("summary_sha256") == "c" * 64
     exported_at = first.pop("exported_at")
     assert exported_at != before[0]["exported_at"]
-    assert first == {k: v for k, v in before[0].items() if k not in ("summary_sha256", "exported_at")}
-    at(2).run(lambda c: warehouse.accept_summary(c, {SESSION: "c" * 64}))
+    assert str(first.pop("etl_run_id")) == id_(5), "the run that last wrote it"
+    assert first == {k: v for k, v in before[0].items() if k in first}
+    assert len(first) == len(before[0]) - 3
+    at(2).run(lambda c: warehouse.accept_summary(c, {SESSION: "c" * 64}, etl_run_id=id_(6)))
     found = "SELECT exported_at FROM test_sessions ORDER BY test_session_id LIMIT 1"
     assert scalar(at(0), found) == exported_at
 

@@ -256,7 +256,7 @@ class Recorder:
                 done.append(claim.test_session_id)
                 if claim.summary is not None:
                     accepted[claim.test_session_id] = claim.summary.sha256
-        warehouse.accept_summary(connection, accepted)
+        warehouse.accept_summary(connection, accepted, etl_run_id=self._run.etl_run_id)
         session_queue.ack(connection, done)
         session_queue.defer(connection, polled)
         session_queue.defer(connection, settling, source=session_queue.SETTLE)
