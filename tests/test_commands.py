@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -273,7 +274,31 @@ def test_max_time_ends_a_pass_with_its_claims_given_back(
     run = program("sync", "--max-time", "1s", "--json", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
     assert (run.code, run.json["outcome"]) == (0, "partial")
     assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'leased'") == 0
-    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'queued'") > 0
+    left = scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'queued'")
+    assert left > 0
+    assert run.json["error"] == f"stopped by --max-time, {left} test sessions still due"
+    assert scalar(database, "SELECT error FROM etl_runs") == run.json["error"]
+
+
+def test_a_quiet_pass_that_max_time_ends_says_nothing(program: Program, simulator: Simulator) -> None:
+    simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=0.3)
+    run = program("sync", "-q", "--max-time", "1s", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
+    assert (run.code, run.out, run.err) == (0, "", "")
+    run = program("sync", "--max-time", "1s", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
+    assert "stopped before the end" in run.err
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "delay", "seconds": 20}, {"kind": "status", "status": 503, "headers": {"Retry-After": "20"}}]
+)
+def test_a_pass_in_which_no_call_was_answered_within_max_time_exits_3(
+    program: Program, simulator: Simulator, database: Database, fault: dict[str, Any]
+) -> None:
+    simulator.add_fault(match="/v1/", **fault)
+    run = program("sync", "-q", "--max-time", "1s", CHECKLY_ETL_SCHEDULE__GRACE="1s")
+    assert run.code == 3
+    assert "no call was answered within --max-time" in run.err
+    assert scalar(database, "SELECT outcome FROM etl_runs") == "failed"
 
 
 def test_sessions_about_to_be_lost_make_the_pass_exit_1(

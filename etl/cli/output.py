@@ -51,6 +51,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
     exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
     arguments.exit_code = exit_code
     error = arguments.redactor.hide(outcome.error) if outcome.error else None
+    is_quiet = arguments.quiet and exit_code == EXIT_OK  # a cron job that went well sends no mail
     if arguments.json:
         _print_json(
             {"command": command, "outcome": outcome.word, "error": error, "exit_code": exit_code}
@@ -58,7 +59,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
             | outcome.counters
             | ({"test_sessions": outcome.waited} if getattr(arguments, "wait", None) else {})
         )
-    elif exit_code != EXIT_OK or not arguments.quiet:  # a quiet cron job that went well sends no mail
+    elif not is_quiet:
         print(outcome.summary(command))
         for row in outcome.waited:
             print(
@@ -67,7 +68,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
             )
     if getattr(arguments, "log_format", "text") == "json":
         logging.getLogger(__name__).info(outcome.summary(command), extra={"command": command, **outcome.fields})
-    if outcome.is_interrupted or outcome.is_out_of_time:
+    if outcome.is_interrupted or (outcome.is_out_of_time and not is_quiet):
         print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
     if outcome.counters["test_sessions_dead"]:
         print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
