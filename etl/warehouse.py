@@ -580,6 +580,13 @@ def count_payloads(connection: Connection, kind: str) -> int:
     return connection.execute(select(func.count()).where(etl_payloads.c.kind == kind)).scalar_one()
 
 
+def count_without_payload(connection: Connection) -> int:
+    """How many test sessions we hold whose document is not stored."""
+    c = etl_payloads.c
+    is_stored = exists().where(c.kind == "test_session", c.document_id == _s.test_session_id)
+    return connection.execute(select(func.count()).select_from(test_sessions).where(~is_stored)).scalar_one()
+
+
 def save_drift(connection: Connection, drifts: Iterable[DriftRows]) -> None:
     """Add to what the typed columns do not know. The oldest of more than a thousand lines are forgotten."""
     total: dict[tuple[str, str], tuple[int, str]] = {}
