@@ -161,7 +161,7 @@ def _enqueue(arguments: Arguments) -> int:
 
 
 def _status(arguments: Arguments) -> int:
-    from etl import details_due, session_queue, warehouse
+    from etl import accounts, details_due, session_queue, warehouse
     from etl.inbox import ledger
 
     settings = load_settings(arguments)
@@ -172,6 +172,7 @@ def _status(arguments: Arguments) -> int:
                 "warehouse": database.name,
                 "test_sessions": warehouse.count_test_sessions(connection),
                 "freshness": warehouse.freshness(connection),
+                "paused": accounts.paused(connection),
                 "queue": session_queue.count_states(connection),
                 "result_details_due": details_due.count(connection),
                 "dead": [as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],

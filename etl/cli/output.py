@@ -88,6 +88,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"  newest session {utc(row['newest_started_at'])}"
         work = f"{row['due']} due, {row['scheduled']} scheduled, {row['leased']} leased, {row['dead']} dead"
         yield f"  queue          {work}"
+        if until := status["paused"].get(row["account_id"]):
+            yield f"  paused         by the API until {utc(until)}: no pass calls it before"
         hours = row["hours_until_loss"]
         if hours is not None:
             yield f"  loss           {when_lost(hours)}: the oldest session that is known and not exported"
