@@ -497,7 +497,12 @@ def _bytes(number: int) -> str:
 def _not_writable(path: Path) -> str:
     lacking = [
         f"the {kind} {some}"
-        for kind, some in (("file", path), ("folder", path.parent))
+        for kind, some in (
+            ("file", path),
+            ("folder", path.parent),
+            ("file", Path(f"{path}-wal")),
+            ("file", Path(f"{path}-shm")),
+        )
         if some.exists() and not os.access(some, os.W_OK)
     ]
     if not lacking:

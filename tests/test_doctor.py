@@ -899,6 +899,34 @@ def test_a_file_that_can_be_read_but_not_written_is_named(
     assert said(run, "schema", "ok")
 
 
+def test_a_reader_who_may_not_write_the_file_is_refused_before_what_sqlite_makes_beside_it_shuts_its_owner_out(
+    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+) -> None:
+    path = shared_folder / "warehouse.db"
+    shutil.copy(sqlite_template, path)
+    shared_folder.chmod(0o777)
+    run = as_nobody(simulator, path)
+    assert run.code == 3
+    assert "would shut out the user whose file it is" in only_trouble(run, "warehouse")
+    assert [file.name for file in shared_folder.iterdir()] == ["warehouse.db"]
+
+
+def test_a_file_beside_the_warehouse_that_belongs_to_somebody_else_is_named(
+    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+) -> None:
+    path = shared_folder / "warehouse.db"
+    shutil.copy(sqlite_template, path)
+    shared_folder.chmod(0o777)
+    path.chmod(0o666)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("UPDATE etl_accounts SET pauses = pauses")
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").chmod(0o644)
+        run = as_nobody(simulator, path)
+    assert run.code == 3
+    assert f"the file {path}-wal and the file {path}-shm: chown or chmod" in only_trouble(run, "privileges")
+
+
 def test_a_file_that_somebody_keeps_locked_is_a_warning_after_3_s(patient: Program) -> None:
     path = patient.env["CHECKLY_ETL_WAREHOUSE_URL"].removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
