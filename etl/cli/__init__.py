@@ -161,10 +161,11 @@ def _enqueue(arguments: Arguments) -> int:
 
 
 def _status(arguments: Arguments) -> int:
-    from etl import accounts, details_due, session_queue, warehouse
+    from etl import accounts, details_due, inbox, session_queue, warehouse
     from etl.inbox import ledger
 
     settings = load_settings(arguments)
+    inboxes = [inbox.name_of(source) for source in settings.inbox]
     with open_database(settings) as database:
 
         def read(connection: Connection) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _status(arguments: Arguments) -> int:
                 "result_details_due": details_due.count(connection),
                 "dead": [as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
                 "stale": warehouse.stale_test_sessions(connection),
-                "inboxes": ledger.states(connection),
+                "inboxes": ledger.states(connection, inboxes),
                 "inbox_rejects": ledger.rejects(connection),
                 "runs": warehouse.last_runs(connection),
                 "drift": warehouse.drift(connection),
