@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from etl import accounts, documents, session_queue
+from etl import accounts, documents, session_queue, warehouse
 from etl.database import Database
+from etl.normalize import Drift
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, uuid
@@ -244,6 +245,9 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     assert "what to do" in shown.out
 
     assert program("dead", "discard", uuid(2)).out == "1 discarded\n"
+    for action in ("show", "retry", "discard"):
+        run = program("dead", action, uuid(2))
+        assert (run.code, f"was discarded; checkly-etl enqueue --force {uuid(2)}" in run.err) == (2, True), action
     assert program("enqueue", uuid(2)).code == 1, "a discarded one comes back by force only"
     assert program("enqueue", "--force", uuid(2)).code == 0
     program("sync")
@@ -253,6 +257,23 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     program("sync")
     assert scalar(database, "SELECT count(*) FROM test_sessions WHERE test_session_id = :id", id=uuid(1)) == 1
     assert program("dead", "retry", uuid(9)).code == 2
+
+
+def test_status_says_how_many_it_does_not_list(program: Program, database: Database) -> None:
+    failures = {session_queue.Failure(uuid(number), "payload", "no good"): 1 for number in range(1, 45)}
+    drift = Drift()
+    for number in range(21):
+        drift.note("test_session", f"$.new{number}", "as in this")
+    with database.writing() as connection:
+        session_queue.enqueue(connection, [failure.test_session_id for failure in failures])
+        session_queue.bury(connection, failures)
+        warehouse.save_drift(connection, [drift])
+    run = program("status")
+    assert "… and 24 more\n" in run.out
+    assert "… and 1 more\n" in run.out
+    told = program("status", "--json").json
+    assert told["not_listed"] == {"dead": 24, "stale": 0, "inbox_rejects": 0, "drift": 1}
+    assert [len(told[name]) for name in ("dead", "drift")] == [20, 20]
 
 
 def test_the_doctor_says_what_does_not_work_and_what_to_do(program: Program, simulator: Simulator) -> None:

@@ -93,13 +93,16 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         hours = row["hours_until_loss"]
         if hours is not None:
             yield f"  loss           {when_lost(hours)}: the oldest session that is known and not exported"
+    more = status["not_listed"]
     yield from _listing(
         "dead letters (checkly-etl dead list)",
         [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],
+        more["dead"],
     )
     yield from _listing(
         "stale: RUNNING when last seen, and not read again",
         [f"{row['test_session_id']}  {row['status']} since {utc(row['started_at'])}" for row in status["stale"]],
+        more["stale"],
     )
     yield from _listing(
         "inboxes",
@@ -112,6 +115,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _listing(
         "inbox messages without a test session id (etl_inbox_rejects)",
         [f"{utc(row['received_at'])}  {row['inbox']}: {row['text'][:100]!r}" for row in status["inbox_rejects"]],
+        more["inbox_rejects"],
     )
     yield from _listing(
         "last runs",
@@ -128,14 +132,17 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
             f"{row['kind']} {row['json_path']}: {row['occurrences']} times, as in {row['example']}"
             for row in status["drift"]
         ],
+        more["drift"],
     )
 
 
-def _listing(title: str, lines: Sequence[str]) -> Iterator[str]:
+def _listing(title: str, lines: Sequence[str], more: int = 0) -> Iterator[str]:
     if lines:
         yield f"{title}:"
         for line in lines:
             yield f"  {line}"
+        if more:
+            yield f"  … and {more:,} more"
 
 
 def dead_lines(letters: Sequence[DeadLetter]) -> Iterator[str]:

@@ -119,6 +119,11 @@ def rejects(connection: Connection, limit: int = 20) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+def count_rejects(connection: Connection) -> int:
+    """How many of these are kept."""
+    return connection.execute(select(func.count()).select_from(etl_inbox_rejects)).scalar_one()
+
+
 def _if_ours(connection: Connection, reading: Reading, values: dict[str, Any]) -> bool:
     ours = and_(_i.inbox == reading.inbox, _i.reader_token == reading.token)
     return connection.execute(update(etl_inboxes).where(ours).values(values)).rowcount == 1
