@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,20 @@ def test_systemd_is_told_of_readiness_life_and_the_end(
         while (word := systemd.recv(100).decode()) == "WATCHDOG=1":
             continue
         assert word == "STOPPING=1"
+        assert running.wait(15) == 0
+
+
+@on_one_engine
+def test_a_short_watchdog_is_told_of_life_twice_as_often(start: Callable[..., Worker], tmp_path: Path) -> None:
+    with listener(path := str(tmp_path / "notify")) as systemd:
+        running = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="1000000")
+        said: list[tuple[str, float]] = []
+        while len(said) < 6:
+            said.append((systemd.recv(100).decode(), time.monotonic()))
+        ticks = [moment for word, moment in said if word == "WATCHDOG=1"]
+        assert len(ticks) == 5
+        assert max(after - before for before, after in pairwise(ticks)) < 1
+        running.process.terminate()
         assert running.wait(15) == 0
 
 

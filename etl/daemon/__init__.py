@@ -13,6 +13,7 @@ that HTTP tells is what the last pass left in memory: a probe costs no query, an
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import ExitStack
 
@@ -20,7 +21,7 @@ from etl import inbox, pipeline, schema
 from etl.daemon import systemd
 from etl.daemon.http import Server
 from etl.daemon.metrics import exposition
-from etl.daemon.schedule import Schedule
+from etl.daemon.schedule import TICK_SECONDS, Schedule
 from etl.daemon.state import State
 from etl.errors import EtlError, Interrupted, SchemaNotCurrent, WarehouseUnavailable, runbook
 from etl.pipeline import Etl, Outcome
@@ -64,6 +65,7 @@ def run(etl: Etl, *, version: str) -> None:
             run_pass=lambda: run_pass(etl, state),
             tick=lambda: _tick(state),
             skipped=state.skipped,
+            tick_seconds=min(TICK_SECONDS, (systemd.watchdog_seconds() or math.inf) / 2),
         )
         stack.enter_context(schedule)
         logger.debug("%s; the first pass begins now", schedule)
