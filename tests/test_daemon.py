@@ -99,7 +99,12 @@ def test_passes_follow_each_other_until_sigterm_which_is_exit_0(
     assert outcomes <= {"ok", "interrupted"}
     lines = running.err.splitlines()
     assert sum("exported test session" in line for line in lines) == 2
-    assert all("exported test session" in line or " sync " in line for line in lines), "nothing else is said"
+    begins, *others = lines
+    assert "the daemon begins: a pass every 0:00:01, first pass now; warehouse " in begins
+    assert database.name in begins
+    assert sum("the daemon ends: SIGTERM" in line for line in others) == 1
+    about = ("exported test session", " sync ", "the daemon ends")
+    assert all(any(word in line for word in about) for line in others), "nothing else is said"
 
 
 @on_one_engine
@@ -111,6 +116,8 @@ def test_cron_is_a_schedule_too_and_the_first_pass_is_at_once(
     wait_until(lambda: scalar(database, "SELECT count(*) FROM test_sessions") == 1)
     running.process.send_signal(signal.SIGINT)
     assert running.wait(15) == 0
+    assert "the daemon begins: cron 0 0 1 1 * (Europe/Berlin), first pass now; " in running.err
+    assert "the daemon ends: SIGINT" in running.err
 
 
 @on_one_engine

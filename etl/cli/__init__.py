@@ -114,8 +114,8 @@ def _daemon(arguments: Arguments) -> int:
     from etl import daemon
 
     # A signal is how a daemon ends: that is no failure.
-    with open_etl(arguments) as (etl, _):
-        daemon.run(etl, version=version())
+    with open_etl(arguments) as (etl, signalled):
+        daemon.run(etl, version=version(), stopped_by=lambda: signalled.name)
     return EXIT_OK
 
 

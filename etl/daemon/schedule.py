@@ -90,7 +90,8 @@ class Schedule:
         self._scheduler.shutdown(wait=True)
 
     def __str__(self) -> str:
-        return str(self.trigger)
+        is_cron = isinstance(self.trigger, Crontab)
+        return str(self.trigger) if is_cron else f"a pass every {self.trigger.interval}"
 
     def look_at_the_clock(self) -> None:
         """Begin anew if the clock was set back: the next pass would wait for a time that lies far ahead."""
