@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from etl import accounts, documents, session_queue, warehouse
 from etl.database import Database
 from etl.normalize import Drift
 from etl.simulator import Simulator, World
-from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
+from tests.conftest import ACCOUNT, ENGINES, KEY, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, uuid
 
 NO_CHECKLY = {"CHECKLY_API_KEY": "", "CHECKLY_ACCOUNT_ID": ""}
@@ -564,6 +565,20 @@ def test_the_demo_replaces_its_own_warehouse_only(program: Program, tmp_path: Pa
     assert run.code == 2
     assert "demo/warehouse.db" in run.err
     assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("engine_name", ENGINES[:1], indirect=True)
+def test_a_second_demo_in_a_folder_is_refused_while_the_first_one_runs(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    folder = os.open(tmp_path / "demo", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # as the first one does
+        run = program("demo")
+    finally:
+        os.close(folder)
+    assert run.code == 2
+    assert f"another demo runs in {tmp_path / 'demo'}" in run.err
+    assert list((tmp_path / "demo").iterdir()) == []
 
 
 def test_a_refused_key_is_named_by_its_account_and_variable(program: Program, simulator: Simulator) -> None:
