@@ -141,6 +141,12 @@ def answered(connection: Connection, account_id: str) -> None:
     connection.execute(update(etl_accounts).where(_a.account_id == account_id, _a.pauses > 0).values(pauses=0))
 
 
+def paused(connection: Connection) -> dict[str, datetime]:
+    """The accounts that are paused now, and until when."""
+    query = select(_a.account_id, _a.paused_until).where(_a.paused_until > now(connection))
+    return dict(connection.execute(query).all())
+
+
 # --- discovery ------------------------------------------------------------------------------------------------
 
 

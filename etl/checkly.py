@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import math
 import os
 import random
@@ -63,6 +64,7 @@ from etl.errors import (
     UnusableSession,
 )
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
@@ -373,6 +375,7 @@ class Client:
             except _Throttled as error:
                 began = None
                 throttled_since = throttled_since or time.monotonic()
+                logger.debug("%s: answered 429, Retry-After %s", what, error.retry_after or "none")
                 self._pace.pause(error.retry_after)
                 if time.monotonic() - throttled_since > LONGEST_PAUSE:
                     raise RateLimited(
@@ -410,6 +413,8 @@ class Client:
                     raise ApiUnavailable(f"{what}: {failed}{tried}", kind="unreadable") from None
                 self.failed_at = failed.step
                 raise ApiUnavailable(f"{what}: {failed.reason}{tried}", kind=failed.kind) from None
+            reason = failed.reason if isinstance(failed, _Failed) else failed
+            logger.debug("%s: %s; try %d begins in %.1f s", what, reason, failures + 1, wait)
             if self._stop.wait(wait):
                 raise Interrupted(f"{what}: stopped while waiting to try again") from None
 

@@ -402,8 +402,8 @@ def _first_lines(error: DBAPIError) -> str:
 
 
 _SQLITE_HINTS = {
-    sqlite3.SQLITE_READONLY: "the file and its folder must be writable, also for reading: SQLite keeps -wal and -shm "
-    "beside it",
+    sqlite3.SQLITE_READONLY: "the file and its folder must be writable, also for reading, and so must -wal and -shm, "
+    "which SQLite keeps beside it: their owner and mode must be the file's",
     sqlite3.SQLITE_CANTOPEN: "the file and its folder must be readable and writable by this user",
     sqlite3.SQLITE_FULL: "nothing is lost: make room and run again",
 }
@@ -413,6 +413,11 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
     def connect() -> sqlite3.Connection:
         if not create and not path.exists():
             raise SchemaNotCurrent(f"there is no warehouse at {path}; create it with: checkly-etl migrate")
+        if _would_shut_out_its_owner(path):
+            raise WarehouseUnavailable(
+                f"warehouse {path}: this user may not write the file, and the -wal and -shm that SQLite makes beside "
+                "it even to read would shut out the user whose file it is; run as that user, or let this one write"
+            )
         if create:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -447,6 +452,11 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
     engine = create_engine("sqlite://", creator=connect, hide_parameters=True, **options)
     event.listen(engine, "connect", lambda _, record: record.info.update(file=_identity(path)))
     return engine
+
+
+def _would_shut_out_its_owner(path: Path) -> bool:
+    """A reader who may not write the file, but its folder, would leave a -wal and -shm that only he may write."""
+    return path.exists() and not os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

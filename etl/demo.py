@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def run(say: Say, progress: Progress, user_agent: str, stop: threading.Event) ->
     os.environ["NO_PROXY"] = "127.0.0.1"  # the simulator is in this process: no proxy could reach it
     path = FOLDER / "warehouse.db"
     url = f"sqlite:///{path}"
-    with Simulator(World(days=DAYS), rate_limit=0) as simulator:
+    with _alone(), Simulator(World(days=DAYS), rate_limit=0) as simulator:
         _make_room(path, simulator.account_id)
         say(f"A simulated Checkly account answers at {simulator.url}, with {DAYS} days of test sessions.")
         settings = config.load(
@@ -75,6 +75,31 @@ def run(say: Say, progress: Progress, user_agent: str, stop: threading.Event) ->
         "  checkly-etl doctor          with your own account: CHECKLY_API_KEY, CHECKLY_ACCOUNT_ID; then migrate, sync"
     )
     return outcome
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One demo at a time in a folder: a second one would take the file away from the first."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        yield
+        return
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        folder = os.open(FOLDER, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{FOLDER.absolute()} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another demo runs in {FOLDER.absolute()}; wait for its end, or run this one in another folder"
+            ) from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def _report(database: Database, settings: Settings, version: str) -> str:

@@ -13,8 +13,8 @@ import socket
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, text
 
-from etl import inbox, schema, warehouse
+from etl import accounts, inbox, schema, warehouse
 from etl.checkly import Client, proxy_of
 from etl.config import Account, Settings
 from etl.database import Database, is_transient, now
@@ -43,6 +43,7 @@ from etl.tables import etl_views, metadata
 
 LOOKUP_SECONDS = 10.0
 API_SECONDS = 20.0
+PAUSES_SECONDS = 3.0
 LOCK_SECONDS, QUERY_SECONDS, ANSWER_SECONDS = 5, 15, 20  # of PostgreSQL: for a lock, a query, any word at all
 LARGEST_SKEW = timedelta(seconds=30)
 LITTLE_ROOM, NO_ROOM = 1_000_000_000, 100_000_000  # bytes
@@ -65,7 +66,7 @@ class Finding:
 
 def examine(settings: Settings, user_agent: str) -> Iterator[Finding]:
     """Every check, in the order in which things depend on each other."""
-    yield from _api(settings, user_agent)
+    yield from _api(settings, user_agent, _pauses(settings))
     yield from _inbox(settings)
     yield from _warehouse(settings)
 
@@ -77,7 +78,22 @@ def _said(error: EtlError) -> str:
 # --- the API ----------------------------------------------------------------------------------------------------
 
 
-def _api(settings: Settings, user_agent: str) -> Iterator[Finding]:
+def _pauses(settings: Settings) -> dict[str, datetime]:
+    """The accounts that the API wants silence of, where the warehouse says so soon: its own checks come later."""
+    found: dict[str, datetime] = {}
+
+    def ask() -> None:
+        with suppress(EtlError), closing(_database(settings)) as database, _looking(database) as connection:
+            schema.check_current(connection)
+            found.update(accounts.paused(connection))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PAUSES_SECONDS)
+    return found
+
+
+def _api(settings: Settings, user_agent: str, pauses: Mapping[str, datetime]) -> Iterator[Finding]:
     """The way to the API, then each account's key, its right to come in and what its plan allows, then the clock."""
     url = settings.checkly.api_url
     variable = f"{urlsplit(url).scheme.upper()}_PROXY"
@@ -119,6 +135,14 @@ def _api(settings: Settings, user_agent: str) -> Iterator[Finding]:
     is_first = True
     for account in settings.checkly.accounts:
         if not account.api_key:
+            continue
+        if until := pauses.get(account.id):
+            yield Finding(
+                "pause",
+                EXIT_WARNING,
+                f"{_label(account)}: paused by the API until {until:%Y-%m-%d %H:%M:%S} UTC, after a 429; no pass "
+                "calls it before, nor does the doctor: run it again after that",
+            )
             continue
         try:
             client = _client(settings, account, user_agent)
@@ -324,18 +348,22 @@ class _NoFurther(Exception):
     """What follows cannot be told because of what has just been found."""
 
 
-def _warehouse(settings: Settings) -> Iterator[Finding]:
-    """Whether it can be reached, is fit for us, may be written, is of our schema, and how the export goes."""
+def _database(settings: Settings) -> Database:
     impatient = threading.Event()
     impatient.set()  # as in a process that was told to stop: SQLite's lock is waited for 3 s
+    return Database(
+        settings.warehouse.url.reveal(),
+        schema=settings.warehouse.schema,
+        connections=1,
+        stop=impatient,
+        patience=ANSWER_SECONDS,
+    )
+
+
+def _warehouse(settings: Settings) -> Iterator[Finding]:
+    """Whether it can be reached, is fit for us, may be written, is of our schema, and how the export goes."""
     try:
-        database = Database(
-            settings.warehouse.url.reveal(),
-            schema=settings.warehouse.schema,
-            connections=1,
-            stop=impatient,
-            patience=ANSWER_SECONDS,
-        )
+        database = _database(settings)
     except ConfigError as error:
         yield Finding("warehouse", error.exit_code, _said(error))
         return
@@ -469,7 +497,12 @@ def _bytes(number: int) -> str:
 def _not_writable(path: Path) -> str:
     lacking = [
         f"the {kind} {some}"
-        for kind, some in (("file", path), ("folder", path.parent))
+        for kind, some in (
+            ("file", path),
+            ("folder", path.parent),
+            ("file", Path(f"{path}-wal")),
+            ("file", Path(f"{path}-shm")),
+        )
         if some.exists() and not os.access(some, os.W_OK)
     ]
     if not lacking:

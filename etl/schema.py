@@ -141,14 +141,28 @@ def migrate(database: Database) -> bool:
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
-            reason = " ".join(str(error.orig).split())
-            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
-                reason = f"a table or view is in use ({reason}); run it again when nobody reads or writes there"
             # From nothing: a lock that was waited for in vain is not to be waited for again.
-            raise WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}") from None
+            raise _not_migrated(_reason(error)) from None
         return True
 
     return not database.read(look) and database.migrate(upgrade)
+
+
+def _not_migrated(reason: str) -> WarehouseUnavailable:
+    return WarehouseUnavailable(f"the schema could not be migrated, nothing was changed: {reason}")
+
+
+def _reason(error: DBAPIError) -> str:
+    """What the database says, without its hints: they are not for these tables and views (DROP … CASCADE)."""
+    diagnosed = getattr(error.orig, "diag", None)
+    told = filter(None, (getattr(diagnosed, name, None) for name in ("message_primary", "message_detail")))
+    reason = " ".join((": ".join(told) or str(error.orig)).split())
+    match getattr(error.orig, "sqlstate", None):
+        case "55P03":  # lock_not_available
+            return f"a table or view is in use ({reason}); run it again when nobody reads or writes there"
+        case "42501":  # insufficient_privilege
+            return f"{reason}; run checkly-etl migrate as the role that owns the tables and views"
+    return reason
 
 
 def _is_whole(connection: Connection) -> bool:
@@ -258,12 +272,38 @@ def drop_views(connection: Connection) -> list[Grant]:
     ours = [name for name in _created_views(connection) if name in existing]
     grants = _view_grants(connection, ours) if connection.dialect.name == "postgresql" else []
     if connection.dialect.name == "postgresql" and ours:
+        _refuse_readers(connection, ours)
         # In one statement: which of them needs which is then no matter.
         connection.exec_driver_sql("DROP VIEW " + ", ".join(f'"{name}"' for name in ours))
     else:
         for name in ours:
             connection.exec_driver_sql(f'DROP VIEW "{name}"')
     return grants
+
+
+def _refuse_readers(connection: Connection, names: list[str]) -> None:
+    """Views of others that read ours would have to go with them: that is their owners' to do."""
+    readers: dict[str, list[str]] = {}
+    for reader, name in connection.execute(text(_READERS), {"names": names}):
+        readers.setdefault(reader, []).append(name)
+    if readers:
+        told = ", ".join(f"{reader} reads {' and '.join(read)}" for reader, read in readers.items())
+        raise _not_migrated(
+            f"views of yours depend on the exporter's: {told}. Save their definitions (pg_get_viewdef), drop them, "
+            "migrate, and create them again"
+        )
+
+
+_READERS = """
+    SELECT DISTINCT CAST(CAST(rule.ev_class AS regclass) AS text), ours.relname
+    FROM pg_depend d
+    JOIN pg_rewrite rule ON d.classid = CAST('pg_rewrite' AS regclass) AND rule.oid = d.objid
+    JOIN pg_class ours ON d.refclassid = CAST('pg_class' AS regclass) AND ours.oid = d.refobjid
+    JOIN pg_class reader ON reader.oid = rule.ev_class
+    WHERE ours.relnamespace = CAST(current_schema() AS regnamespace) AND ours.relname = ANY(:names)
+      AND NOT (reader.relnamespace = ours.relnamespace AND reader.relname = ANY(:names))
+    ORDER BY 1, 2
+"""
 
 
 def create_views(connection: Connection, grants: list[Grant]) -> None:

@@ -514,8 +514,8 @@ def shut_out(connection: Connection, test_session_id: str) -> None:
 
 def discarded(connection: Connection, ids: Collection[str]) -> set[str]:
     """Those of the ids that were given up."""
-    given_up = select(_q.test_session_id).where(_q.test_session_id.in_(ids), _q.state == DISCARDED)
-    return set(connection.execute(given_up).scalars())
+    given_up = select(_q.test_session_id).where(_q.state == DISCARDED)
+    return {id_ for some in chunks(sorted(ids)) for id_ in connection.execute(given_up.where(_ids(some))).scalars()}
 
 
 def bury_no_more(connection: Connection, ids: Collection[str]) -> None:

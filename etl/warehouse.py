@@ -19,6 +19,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
+    and_,
     bindparam,
     case,
     cast,
@@ -580,6 +581,13 @@ def count_payloads(connection: Connection, kind: str) -> int:
     return connection.execute(select(func.count()).where(etl_payloads.c.kind == kind)).scalar_one()
 
 
+def count_without_payload(connection: Connection) -> int:
+    """How many test sessions we hold whose document is not stored."""
+    c = etl_payloads.c
+    is_stored = exists().where(c.kind == "test_session", c.document_id == _s.test_session_id)
+    return connection.execute(select(func.count()).select_from(test_sessions).where(~is_stored)).scalar_one()
+
+
 def save_drift(connection: Connection, drifts: Iterable[DriftRows]) -> None:
     """Add to what the typed columns do not know. The oldest of more than a thousand lines are forgotten."""
     total: dict[tuple[str, str], tuple[int, str]] = {}
@@ -708,16 +716,22 @@ def when_lost(hours_until_loss: float) -> str:
     return f"in {hours_until_loss:.1f} hours" if is_to_come else f"since {-hours_until_loss:.1f} hours"
 
 
+_IS_STALE = and_(
+    text("NOT test_sessions.is_final"),  # in the words of the index
+    ~exists().where(etl_queue.c.test_session_id == _s.test_session_id),
+)
+
+
 def stale_test_sessions(connection: Connection, limit: int = 20) -> list[Row]:
-    """Sessions that were RUNNING when we last saw them and that nobody will read again."""
-    waiting = select(etl_queue.c.test_session_id).where(etl_queue.c.test_session_id == _s.test_session_id)
-    query = (
-        select(_s.test_session_id, _s.name, _s.status, _s.started_at, _s.exported_at)
-        .where(text("NOT test_sessions.is_final"), ~waiting.exists())  # in the words of the index
-        .order_by(_s.started_at.desc())
-        .limit(limit)
-    )
+    """Sessions that were RUNNING when we last saw them and that nobody will read again, newest first."""
+    columns = (_s.test_session_id, _s.name, _s.status, _s.started_at, _s.exported_at)
+    query = select(*columns).where(_IS_STALE).order_by(_s.started_at.desc()).limit(limit)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count_stale(connection: Connection) -> int:
+    """How many there are of these."""
+    return connection.execute(select(func.count()).select_from(test_sessions).where(_IS_STALE)).scalar_one()
 
 
 def verdicts(connection: Connection, ids: Collection[str]) -> list[Row]:
@@ -744,6 +758,11 @@ def drift(connection: Connection, limit: int = 20) -> list[Row]:
     """What the typed columns do not know, newest first."""
     query = select(etl_drift).order_by(etl_drift.c.last_seen_at.desc(), etl_drift.c.json_path).limit(limit)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count_drift(connection: Connection) -> int:
+    """How many lines of drift there are."""
+    return connection.execute(select(func.count()).select_from(etl_drift)).scalar_one()
 
 
 def count_test_sessions(connection: Connection) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,14 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from etl import accounts, documents, session_queue
+from etl import accounts, documents, session_queue, warehouse
 from etl.database import Database
+from etl.normalize import Drift
 from etl.simulator import Simulator, World
-from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
+from tests.conftest import ACCOUNT, ENGINES, KEY, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, uuid
 
 NO_CHECKLY = {"CHECKLY_API_KEY": "", "CHECKLY_ACCOUNT_ID": ""}
@@ -243,6 +246,9 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     assert "what to do" in shown.out
 
     assert program("dead", "discard", uuid(2)).out == "1 discarded\n"
+    for action in ("show", "retry", "discard"):
+        run = program("dead", action, uuid(2))
+        assert (run.code, f"was discarded; checkly-etl enqueue --force {uuid(2)}" in run.err) == (2, True), action
     assert program("enqueue", uuid(2)).code == 1, "a discarded one comes back by force only"
     assert program("enqueue", "--force", uuid(2)).code == 0
     program("sync")
@@ -252,6 +258,23 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     program("sync")
     assert scalar(database, "SELECT count(*) FROM test_sessions WHERE test_session_id = :id", id=uuid(1)) == 1
     assert program("dead", "retry", uuid(9)).code == 2
+
+
+def test_status_says_how_many_it_does_not_list(program: Program, database: Database) -> None:
+    failures = {session_queue.Failure(uuid(number), "payload", "no good"): 1 for number in range(1, 45)}
+    drift = Drift()
+    for number in range(21):
+        drift.note("test_session", f"$.new{number}", "as in this")
+    with database.writing() as connection:
+        session_queue.enqueue(connection, [failure.test_session_id for failure in failures])
+        session_queue.bury(connection, failures)
+        warehouse.save_drift(connection, [drift])
+    run = program("status")
+    assert "… and 24 more\n" in run.out
+    assert "… and 1 more\n" in run.out
+    told = program("status", "--json").json
+    assert told["not_listed"] == {"dead": 24, "stale": 0, "inbox_rejects": 0, "drift": 1}
+    assert [len(told[name]) for name in ("dead", "drift")] == [20, 20]
 
 
 def test_the_doctor_says_what_does_not_work_and_what_to_do(program: Program, simulator: Simulator) -> None:
@@ -273,7 +296,31 @@ def test_max_time_ends_a_pass_with_its_claims_given_back(
     run = program("sync", "--max-time", "1s", "--json", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
     assert (run.code, run.json["outcome"]) == (0, "partial")
     assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'leased'") == 0
-    assert scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'queued'") > 0
+    left = scalar(database, "SELECT count(*) FROM etl_queue WHERE state = 'queued'")
+    assert left > 0
+    assert run.json["error"] == f"stopped by --max-time, {left} test sessions still due"
+    assert scalar(database, "SELECT error FROM etl_runs") == run.json["error"]
+
+
+def test_a_quiet_pass_that_max_time_ends_says_nothing(program: Program, simulator: Simulator) -> None:
+    simulator.add_fault(match="/v1/test-sessions/", kind="delay", seconds=0.3)
+    run = program("sync", "-q", "--max-time", "1s", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
+    assert (run.code, run.out, run.err) == (0, "", "")
+    run = program("sync", "--max-time", "1s", CHECKLY_ETL_EXPORT__CONCURRENCY="2")
+    assert "stopped before the end" in run.err
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "delay", "seconds": 20}, {"kind": "status", "status": 503, "headers": {"Retry-After": "20"}}]
+)
+def test_a_pass_in_which_no_call_was_answered_within_max_time_exits_3(
+    program: Program, simulator: Simulator, database: Database, fault: dict[str, Any]
+) -> None:
+    simulator.add_fault(match="/v1/", **fault)
+    run = program("sync", "-q", "--max-time", "1s", CHECKLY_ETL_SCHEDULE__GRACE="1s")
+    assert run.code == 3
+    assert "no call was answered within --max-time" in run.err
+    assert scalar(database, "SELECT outcome FROM etl_runs") == "failed"
 
 
 def test_sessions_about_to_be_lost_make_the_pass_exit_1(
@@ -518,6 +565,20 @@ def test_the_demo_replaces_its_own_warehouse_only(program: Program, tmp_path: Pa
     assert run.code == 2
     assert "demo/warehouse.db" in run.err
     assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("engine_name", ENGINES[:1], indirect=True)
+def test_a_second_demo_in_a_folder_is_refused_while_the_first_one_runs(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    folder = os.open(tmp_path / "demo", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # as the first one does
+        run = program("demo")
+    finally:
+        os.close(folder)
+    assert run.code == 2
+    assert f"another demo runs in {tmp_path / 'demo'}" in run.err
+    assert list((tmp_path / "demo").iterdir()) == []
 
 
 def test_a_refused_key_is_named_by_its_account_and_variable(program: Program, simulator: Simulator) -> None:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,12 @@ def test_passes_follow_each_other_until_sigterm_which_is_exit_0(
     assert outcomes <= {"ok", "interrupted"}
     lines = running.err.splitlines()
     assert sum("exported test session" in line for line in lines) == 2
-    assert all("exported test session" in line or " sync " in line for line in lines), "nothing else is said"
+    begins, *others = lines
+    assert "the daemon begins: a pass every 0:00:01, first pass now; warehouse " in begins
+    assert database.name in begins
+    assert sum("the daemon ends: SIGTERM" in line for line in others) == 1
+    about = ("exported test session", " sync ", "the daemon ends")
+    assert all(any(word in line for word in about) for line in others), "nothing else is said"
 
 
 @on_one_engine
@@ -110,6 +116,8 @@ def test_cron_is_a_schedule_too_and_the_first_pass_is_at_once(
     wait_until(lambda: scalar(database, "SELECT count(*) FROM test_sessions") == 1)
     running.process.send_signal(signal.SIGINT)
     assert running.wait(15) == 0
+    assert "the daemon begins: cron 0 0 1 1 * (Europe/Berlin), first pass now; " in running.err
+    assert "the daemon ends: SIGINT" in running.err
 
 
 @on_one_engine
@@ -233,6 +241,20 @@ def test_systemd_is_told_of_readiness_life_and_the_end(
         while (word := systemd.recv(100).decode()) == "WATCHDOG=1":
             continue
         assert word == "STOPPING=1"
+        assert running.wait(15) == 0
+
+
+@on_one_engine
+def test_a_short_watchdog_is_told_of_life_twice_as_often(start: Callable[..., Worker], tmp_path: Path) -> None:
+    with listener(path := str(tmp_path / "notify")) as systemd:
+        running = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="1000000")
+        said: list[tuple[str, float]] = []
+        while len(said) < 6:
+            said.append((systemd.recv(100).decode(), time.monotonic()))
+        ticks = [moment for word, moment in said if word == "WATCHDOG=1"]
+        assert len(ticks) == 5
+        assert max(after - before for before, after in pairwise(ticks)) < 1
+        running.process.terminate()
         assert running.wait(15) == 0
 
 

@@ -431,6 +431,21 @@ def test_a_rate_limit_that_is_used_up_is_not_taken_for_a_bad_key(patient: Progra
     assert "try again later" in only_trouble(run, "key")
 
 
+def test_an_account_that_the_api_has_paused_is_not_called_before_the_pause_ends(
+    program: Program, simulator: Simulator
+) -> None:
+    simulator.add_fault(match="/v1/", kind="status", status=429, headers={"Retry-After": "400"}, times=1)
+    assert program("sync").code == 3
+    simulator.clear_requests()
+    run = examined(program)
+    assert (run.code, simulator.requests) == (1, [])
+    assert f"{ACCOUNT}: paused by the API until 20" in only_trouble(run, "pause", "warning")
+
+    run = program("status")
+    assert "paused         by the API until 20" in run.out
+    assert program("status", "--json").json["paused"].keys() == {ACCOUNT}
+
+
 def test_each_account_is_examined_by_its_own_key(patient: Program, small_world: World, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         f"checkly: {{accounts: [{{id: {ACCOUNT}, name: shop}}, "
@@ -657,12 +672,13 @@ def test_a_server_that_takes_connections_and_does_not_answer_is_not_waited_for(
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def let_in() -> None:
-            with listener.accept()[0] as sock:
-                while sock.recv(8192)[4:6] == b"\x04\xd2":  # do you speak TLS, or GSS?
-                    sock.sendall(b"N")
-                sock.sendall(b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19client_encoding\0UTF8\0Z\0\0\0\x05I")
-                while sock.recv(8192):
-                    pass
+            for _ in range(2):  # who is paused is asked before all else
+                with listener.accept()[0] as sock:
+                    while sock.recv(8192)[4:6] == b"\x04\xd2":  # do you speak TLS, or GSS?
+                        sock.sendall(b"N")
+                    sock.sendall(b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19client_encoding\0UTF8\0Z\0\0\0\x05I")
+                    while sock.recv(8192):
+                        pass
 
         thread = threading.Thread(target=let_in, daemon=True)
         thread.start()
@@ -881,6 +897,34 @@ def test_a_file_that_can_be_read_but_not_written_is_named(
     assert f"the file {path} and the folder {shared_folder}" in told
     assert "chown or chmod" in told
     assert said(run, "schema", "ok")
+
+
+def test_a_reader_who_may_not_write_the_file_is_refused_before_what_sqlite_makes_beside_it_shuts_its_owner_out(
+    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+) -> None:
+    path = shared_folder / "warehouse.db"
+    shutil.copy(sqlite_template, path)
+    shared_folder.chmod(0o777)
+    run = as_nobody(simulator, path)
+    assert run.code == 3
+    assert "would shut out the user whose file it is" in only_trouble(run, "warehouse")
+    assert [file.name for file in shared_folder.iterdir()] == ["warehouse.db"]
+
+
+def test_a_file_beside_the_warehouse_that_belongs_to_somebody_else_is_named(
+    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+) -> None:
+    path = shared_folder / "warehouse.db"
+    shutil.copy(sqlite_template, path)
+    shared_folder.chmod(0o777)
+    path.chmod(0o666)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("UPDATE etl_accounts SET pauses = pauses")
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").chmod(0o644)
+        run = as_nobody(simulator, path)
+    assert run.code == 3
+    assert f"the file {path}-wal and the file {path}-shm: chown or chmod" in only_trouble(run, "privileges")
 
 
 def test_a_file_that_somebody_keeps_locked_is_a_warning_after_3_s(patient: Program) -> None:

@@ -606,6 +606,17 @@ def test_an_inbox_that_is_down_is_reported_and_the_rest_of_the_pass_is_done(
     assert scalar(database, f"SELECT last_error FROM etl_inboxes WHERE inbox = '{names[2]}'") is None
 
 
+def test_status_shows_the_inboxes_of_the_settings_and_no_others(
+    program: Program, settings_file: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    old, new = (f"{{file: '{tmp_path}/missing/{name}.log'}}" for name in ("old", "new"))
+    write_settings(settings_file, old, new)
+    assert program("sync", "--config", str(settings_file), **env).code == 1
+    write_settings(settings_file, new)
+    run = program("status", "--config", str(settings_file), "--json", **env)
+    assert [row["inbox"] for row in run.json["inboxes"]] == [f"file {tmp_path}/missing/new.log"]
+
+
 def test_an_inbox_that_is_stopped_in_the_middle_was_not_read_to_its_end(
     file: Inbox, make: Make, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

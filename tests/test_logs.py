@@ -125,6 +125,17 @@ def test_in_text_the_pass_is_the_result_on_stdout(program: Program) -> None:
 
 
 @pytest.mark.parametrize("engine_name", ENGINES[:1], indirect=True)
+def test_verbose_tells_each_try_that_failed_and_what_was_claimed(program: Program, simulator: Simulator) -> None:
+    simulator.add_fault(kind="status", status=503, headers={"Retry-After": "0.1"}, times=1)
+    simulator.add_fault(kind="status", status=429, headers={"Retry-After": "0.1"}, times=1)
+    run = program("sync", "-v")
+    assert run.code == 0
+    assert "debug   list of test sessions, page 1: the API answered 503; try 2 begins in 0.1 s\n" in run.err
+    assert "debug   list of test sessions, page 1: answered 429, Retry-After 0.1\n" in run.err
+    assert re.search(r"debug   account \S+: \d+ test sessions claimed\n", run.err)
+
+
+@pytest.mark.parametrize("engine_name", ENGINES[:1], indirect=True)
 def test_a_warning_leads_to_the_runbook_in_text_and_in_json(program: Program) -> None:
     program("enqueue", "11111111-1111-4111-8111-111111111111")
     text = program("sync", "-q")

@@ -282,17 +282,41 @@ def test_grants_on_views_are_kept(database: Database) -> None:
 
 def test_a_view_of_others_that_needs_ours_stops_the_migration_and_nothing_has_changed(database: Database) -> None:
     with database.writing() as connection:
-        connection.execute(text("CREATE VIEW mine AS SELECT check_key FROM v_checks"))
+        connection.execute(text("CREATE VIEW mine AS SELECT check_key FROM v_checks CROSS JOIN v_freshness"))
         connection.execute(text("UPDATE etl_views SET sha256 = 'old' WHERE view_name = 'v_checks'"))
     before = names(database)
     if database.is_sqlite:  # there a view is looked up when it is read
         assert schema.migrate(database) is True
         assert rows(database, "SELECT * FROM mine") == []
         return
-    with pytest.raises(WarehouseUnavailable, match=r"nothing was changed.*mine"):
+    with pytest.raises(
+        WarehouseUnavailable, match=r"nothing was changed.*mine reads v_checks and v_freshness"
+    ) as told:
         schema.migrate(database)
+    assert "CASCADE" not in str(told.value)
     assert names(database) == before
     assert scalar(database, "SELECT sha256 FROM etl_views WHERE view_name = 'v_checks'") == "old"
+
+
+def test_a_role_that_does_not_own_the_schema_is_told_to_migrate_as_the_one_that_does(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite has no roles")
+    role = f"etl_guest_{os.getpid()}"
+    with database.writing() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+        connection.execute(text("UPDATE etl_views SET sha256 = 'old' WHERE view_name = 'v_checks'"))
+    guest = Database(database.engine.url.set(username=role).render_as_string(hide_password=False))
+    try:
+        with pytest.raises(
+            WarehouseUnavailable, match=r"nothing was changed: must be owner .* as the role that owns"
+        ):
+            schema.migrate(guest)
+    finally:
+        guest.close()
+        with database.writing() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
 
 
 # --- several at once ----------------------------------------------------------------------------------------

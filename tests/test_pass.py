@@ -833,7 +833,7 @@ def test_a_known_group_that_could_not_be_read_again_is_asked_for_in_the_next_pas
 
 
 def test_a_replay_rebuilds_every_row_without_the_api(
-    make_etl: Make, simulator: Simulator, database: Database
+    make_etl: Make, simulator: Simulator, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     from sqlalchemy import text
 
@@ -847,10 +847,24 @@ def test_a_replay_rebuilds_every_row_without_the_api(
         connection.execute(text("UPDATE error_groups SET error_hash = NULL"))
     assert content(database) != before
     simulator.clear_requests()
+    caplog.clear()
     outcome = pipeline.replay(etl)
     assert outcome.word == "ok"
+    assert caplog.messages == []
     assert simulator.requests == []
     assert content(database) == before
+
+
+def test_a_replay_tells_how_many_test_sessions_have_no_stored_document(
+    make: Make, checkly: Simulator, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        checkly.put_test_session(detail(number), entry(number))
+    pipeline.sync(make(CHECKLY_ETL_EXPORT__KEEP_PAYLOADS="false"))
+    outcome = pipeline.replay(make())
+    assert (saved(outcome), outcome.exit_code) == (0, 0)
+    assert "without a stored document (export.keep_payloads, prune), which stay as they are: 2;" in caplog.text
+    assert "backfill --force --since" in caplog.text
 
 
 def test_a_replay_leaves_rows_alone_that_are_newer_than_their_stored_payload(

@@ -114,8 +114,8 @@ def _daemon(arguments: Arguments) -> int:
     from etl import daemon
 
     # A signal is how a daemon ends: that is no failure.
-    with open_etl(arguments) as (etl, _):
-        daemon.run(etl, version=version())
+    with open_etl(arguments) as (etl, signalled):
+        daemon.run(etl, version=version(), stopped_by=lambda: signalled.name)
     return EXIT_OK
 
 
@@ -161,25 +161,38 @@ def _enqueue(arguments: Arguments) -> int:
 
 
 def _status(arguments: Arguments) -> int:
-    from etl import details_due, session_queue, warehouse
+    from etl import accounts, details_due, inbox, session_queue, warehouse
     from etl.inbox import ledger
 
     settings = load_settings(arguments)
+    inboxes = [inbox.name_of(source) for source in settings.inbox]
     with open_database(settings) as database:
 
         def read(connection: Connection) -> dict[str, Any]:
+            queue = session_queue.count_states(connection)
+            listed = {
+                "dead": [as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
+                "stale": warehouse.stale_test_sessions(connection),
+                "inbox_rejects": ledger.rejects(connection),
+                "drift": warehouse.drift(connection),
+            }
+            counts = {
+                "dead": queue.get(session_queue.DEAD, 0),
+                "stale": warehouse.count_stale(connection),
+                "inbox_rejects": ledger.count_rejects(connection),
+                "drift": warehouse.count_drift(connection),
+            }
             return {
                 "warehouse": database.name,
                 "test_sessions": warehouse.count_test_sessions(connection),
                 "freshness": warehouse.freshness(connection),
-                "queue": session_queue.count_states(connection),
+                "paused": accounts.paused(connection),
+                "queue": queue,
                 "result_details_due": details_due.count(connection),
-                "dead": [as_dict(letter) for letter in session_queue.dead_letters(connection, limit=20)],
-                "stale": warehouse.stale_test_sessions(connection),
-                "inboxes": ledger.states(connection),
-                "inbox_rejects": ledger.rejects(connection),
+                "inboxes": ledger.states(connection, inboxes),
                 "runs": warehouse.last_runs(connection),
-                "drift": warehouse.drift(connection),
+                **listed,
+                "not_listed": {name: max(0, counts[name] - len(rows)) for name, rows in listed.items()},
             }
 
         status = database.read(read)
@@ -200,17 +213,24 @@ def _dead(arguments: Arguments) -> int:
     settings = load_settings(arguments)
     with open_database(settings) as database:
 
-        def work(connection: Connection) -> tuple[list[session_queue.DeadLetter], int]:
+        def work(connection: Connection) -> tuple[list[session_queue.DeadLetter], set[str], int]:
             letters = session_queue.dead_letters(connection, ids=ids or None)
+            given_up = session_queue.discarded(connection, ids)
+            count = 0
             if action == "retry":
-                return letters, session_queue.revive(connection, ids or None)
-            if action == "discard":
-                return letters, session_queue.discard(connection, ids or None)
-            return letters, 0
+                count = session_queue.revive(connection, ids or None)
+            elif action == "discard":
+                count = session_queue.discard(connection, ids or None)
+            return letters, given_up, count
 
-        letters, count = database.run(work)
+        letters, given_up, count = database.run(work)
     missing = sorted(set(ids) - {letter.test_session_id for letter in letters})
-    problems = [f"{id_} is no dead letter; see: checkly-etl dead list" for id_ in missing]
+    problems = [
+        f"{id_} was discarded; checkly-etl enqueue --force {id_} brings it back"
+        if id_ in given_up
+        else f"{id_} is no dead letter; see: checkly-etl dead list"
+        for id_ in missing
+    ]
     code = EXIT_USAGE if missing else EXIT_OK
     if action in ("list", "show"):
         value: dict[str, Any] = {"dead": [as_dict(letter) for letter in letters]}

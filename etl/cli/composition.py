@@ -132,6 +132,11 @@ class Signals:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
+    @property
+    def name(self) -> str:
+        """Of the one that came."""
+        return "no signal" if self.number is None else signal.Signals(self.number).name
+
     def __enter__(self) -> Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)

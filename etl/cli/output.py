@@ -51,6 +51,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
     exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
     arguments.exit_code = exit_code
     error = arguments.redactor.hide(outcome.error) if outcome.error else None
+    is_quiet = arguments.quiet and exit_code == EXIT_OK  # a cron job that went well sends no mail
     if arguments.json:
         _print_json(
             {"command": command, "outcome": outcome.word, "error": error, "exit_code": exit_code}
@@ -58,7 +59,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
             | outcome.counters
             | ({"test_sessions": outcome.waited} if getattr(arguments, "wait", None) else {})
         )
-    elif exit_code != EXIT_OK or not arguments.quiet:  # a quiet cron job that went well sends no mail
+    elif not is_quiet:
         print(outcome.summary(command))
         for row in outcome.waited:
             print(
@@ -67,7 +68,7 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
             )
     if getattr(arguments, "log_format", "text") == "json":
         logging.getLogger(__name__).info(outcome.summary(command), extra={"command": command, **outcome.fields})
-    if outcome.is_interrupted or outcome.is_out_of_time:
+    if outcome.is_interrupted or (outcome.is_out_of_time and not is_quiet):
         print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
     if outcome.counters["test_sessions_dead"]:
         print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
@@ -87,16 +88,21 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"  newest session {utc(row['newest_started_at'])}"
         work = f"{row['due']} due, {row['scheduled']} scheduled, {row['leased']} leased, {row['dead']} dead"
         yield f"  queue          {work}"
+        if until := status["paused"].get(row["account_id"]):
+            yield f"  paused         by the API until {utc(until)}: no pass calls it before"
         hours = row["hours_until_loss"]
         if hours is not None:
             yield f"  loss           {when_lost(hours)}: the oldest session that is known and not exported"
+    more = status["not_listed"]
     yield from _listing(
         "dead letters (checkly-etl dead list)",
         [f"{row['test_session_id']}  {row['error_kind']}: {row['last_error']}" for row in status["dead"]],
+        more["dead"],
     )
     yield from _listing(
         "stale: RUNNING when last seen, and not read again",
         [f"{row['test_session_id']}  {row['status']} since {utc(row['started_at'])}" for row in status["stale"]],
+        more["stale"],
     )
     yield from _listing(
         "inboxes",
@@ -109,6 +115,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _listing(
         "inbox messages without a test session id (etl_inbox_rejects)",
         [f"{utc(row['received_at'])}  {row['inbox']}: {row['text'][:100]!r}" for row in status["inbox_rejects"]],
+        more["inbox_rejects"],
     )
     yield from _listing(
         "last runs",
@@ -125,14 +132,17 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
             f"{row['kind']} {row['json_path']}: {row['occurrences']} times, as in {row['example']}"
             for row in status["drift"]
         ],
+        more["drift"],
     )
 
 
-def _listing(title: str, lines: Sequence[str]) -> Iterator[str]:
+def _listing(title: str, lines: Sequence[str], more: int = 0) -> Iterator[str]:
     if lines:
         yield f"{title}:"
         for line in lines:
             yield f"  {line}"
+        if more:
+            yield f"  … and {more:,} more"
 
 
 def dead_lines(letters: Sequence[DeadLetter]) -> Iterator[str]:

@@ -13,14 +13,16 @@ that HTTP tells is what the last pass left in memory: a probe costs no query, an
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from etl import inbox, pipeline, schema
 from etl.daemon import systemd
 from etl.daemon.http import Server
 from etl.daemon.metrics import exposition
-from etl.daemon.schedule import Schedule
+from etl.daemon.schedule import TICK_SECONDS, Schedule
 from etl.daemon.state import State
 from etl.errors import EtlError, Interrupted, SchemaNotCurrent, WarehouseUnavailable, runbook
 from etl.pipeline import Etl, Outcome
@@ -30,8 +32,8 @@ __all__ = ["State", "run", "run_pass"]
 logger = logging.getLogger(__name__)
 
 
-def run(etl: Etl, *, version: str) -> None:
-    """Pass after pass until `etl.stop` is set; then the pass under way is waited for.
+def run(etl: Etl, *, version: str, stopped_by: Callable[[], str]) -> None:
+    """Pass after pass until `etl.stop` is set; then the pass under way is waited for, and the log says by what.
 
     Raises SchemaNotCurrent at the start, where `migrate` is needed, and ConfigError for an address that cannot be
     listened on. A warehouse that cannot be reached yet is no reason not to start.
@@ -48,6 +50,7 @@ def run(etl: Etl, *, version: str) -> None:
         accounts=[account.id for account in accounts],
         inboxes=[inbox.name_of(source) for source in etl.settings.inbox],
     )
+    listening = "no address listened on (observe.listen)"
     with ExitStack() as stack:
         if etl.settings.observe.listen is not None:
             token = etl.settings.observe.token
@@ -58,19 +61,21 @@ def run(etl: Etl, *, version: str) -> None:
                 exposition(state, version=version, schema=schema.HEAD),
             )
             stack.enter_context(server)
-            logger.debug("listening on %s", server.address)
+            listening = f"listening on {server.address}"
         schedule = Schedule(
             etl.settings.schedule,
             run_pass=lambda: run_pass(etl, state),
             tick=lambda: _tick(state),
             skipped=state.skipped,
+            tick_seconds=min(TICK_SECONDS, (systemd.watchdog_seconds() or math.inf) / 2),
         )
+        logger.info("the daemon begins: %s, first pass now; warehouse %s; %s", schedule, etl.database.name, listening)
         stack.enter_context(schedule)
-        logger.debug("%s; the first pass begins now", schedule)
         systemd.notify("READY=1")
         while not etl.stop.wait(1.0):
             schedule.look_at_the_clock()
         systemd.notify("STOPPING=1")
+        logger.info("the daemon ends: %s", stopped_by())
 
 
 def run_pass(etl: Etl, state: State) -> Outcome:

@@ -64,6 +64,7 @@ class Schedule:
         run_pass: Callable[[], object],
         tick: Callable[[], object],
         skipped: Callable[[], object],
+        tick_seconds: float = TICK_SECONDS,
     ) -> None:
         zone = UTC if settings.timezone == "UTC" else ZoneInfo(settings.timezone)
         self.trigger = trigger_of(settings, zone)
@@ -78,7 +79,7 @@ class Schedule:
         self._scheduler.add_listener(self._on_skip, EVENT_JOB_MAX_INSTANCES)
         at_once = {"next_run_time": datetime.now(zone)}
         self._scheduler.add_job(run_pass, self.trigger, id=PASS, executor=PASS, **at_once)
-        every = IntervalTrigger(seconds=TICK_SECONDS, timezone=UTC)
+        every = IntervalTrigger(seconds=tick_seconds, timezone=UTC)
         self._scheduler.add_job(tick, every, id=TICK, executor=TICK, **at_once)
 
     def __enter__(self) -> Schedule:
@@ -89,7 +90,8 @@ class Schedule:
         self._scheduler.shutdown(wait=True)
 
     def __str__(self) -> str:
-        return str(self.trigger)
+        is_cron = isinstance(self.trigger, Crontab)
+        return str(self.trigger) if is_cron else f"a pass every {self.trigger.interval}"
 
     def look_at_the_clock(self) -> None:
         """Begin anew if the clock was set back: the next pass would wait for a time that lies far ahead."""

@@ -18,5 +18,11 @@ def notify(message: str) -> None:
 
 def watchdog() -> None:
     """The scheduler ticks; only where the unit has WatchdogSec."""
-    if os.environ.get("WATCHDOG_USEC"):
+    if watchdog_seconds() is not None:
         notify("WATCHDOG=1")
+
+
+def watchdog_seconds() -> float | None:
+    """After how long without a tick systemd kills the process; None if never."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else None

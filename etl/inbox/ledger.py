@@ -95,8 +95,8 @@ def reject(connection: Connection, inbox: str, texts: Sequence[str]) -> None:
         connection.execute(delete(etl_inbox_rejects).where(_r.inbox == row.inbox, _r.sha256 == row.sha256))
 
 
-def states(connection: Connection, inboxes: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Each inbox with what was rejected of it, for people."""
+def states(connection: Connection, inboxes: Collection[str]) -> list[dict[str, Any]]:
+    """Each of the inboxes with what was rejected of it, for people."""
     counts = select(_r.inbox, func.count().label("rejects")).group_by(_r.inbox).subquery()
     query = (
         select(
@@ -107,16 +107,21 @@ def states(connection: Connection, inboxes: Collection[str] | None = None) -> li
             func.coalesce(counts.c.rejects, 0).label("rejects"),
         )
         .join_from(etl_inboxes, counts, counts.c.inbox == _i.inbox, isouter=True)
+        .where(_i.inbox.in_(inboxes))
         .order_by(_i.inbox)
     )
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    return [row for row in rows if inboxes is None or row["inbox"] in inboxes]
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def rejects(connection: Connection, limit: int = 20) -> list[dict[str, Any]]:
     """What held no id, newest first."""
     query = select(_r.inbox, _r.received_at, _r.text).order_by(_r.received_at.desc(), _r.sha256).limit(limit)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count_rejects(connection: Connection) -> int:
+    """How many of these are kept."""
+    return connection.execute(select(func.count()).select_from(etl_inbox_rejects)).scalar_one()
 
 
 def _if_ours(connection: Connection, reading: Reading, values: dict[str, Any]) -> bool:

@@ -321,6 +321,8 @@ def _recorded(etl: Etl, etl_run_id: str, outcome: Outcome) -> Iterator[None]:
         etl.progress.end()
         outcome.is_out_of_time = etl.stop.is_set() and etl.time_is_up
         outcome.is_interrupted = etl.stop.is_set() and not etl.time_is_up
+        if outcome.is_out_of_time and outcome.is_unanswered:
+            outcome.fail("no call was answered within --max-time; see: checkly-etl doctor", "api-down")
         try:
             etl.database.run(
                 lambda c: warehouse.update_run(

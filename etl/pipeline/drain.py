@@ -158,6 +158,8 @@ class _Drain:
         claiming, self._claiming = self._claiming, None
         claimed = claiming.result() if claiming is not None and not claiming.cancelled() else []
         self._dry_after = None if claimed else self._claimed_after
+        if claimed:
+            logger.debug("account %s: %d test sessions claimed", self._run.account.id, len(claimed))
         self._waiting.extend(claimed)
 
     def _is_time_to_record(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +12,12 @@ from sqlalchemy import Connection
 from etl import normalize, session_queue, warehouse
 from etl.database import chunks
 from etl.documents import ERROR_GROUP, TEST_SESSION, TEST_SESSION_RESULT, TEST_SESSION_SUMMARY
-from etl.errors import PayloadError
+from etl.errors import PayloadError, runbook
 from etl.normalize import TestSessionRows
 from etl.pipeline.run import Etl, Outcome
 from etl.pipeline.saving import Details, save_test_sessions
+
+logger = logging.getLogger(__name__)
 
 BATCH = 100
 NEWER_ROWS = (
@@ -39,6 +42,14 @@ def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
             for problem in problems:
                 outcome.warn(problem, "replay")
             etl.progress.advance(len(saved.changed))
+    if without := etl.database.read(warehouse.count_without_payload):
+        # No reason to exit 1: whoever prunes has chosen that.
+        logger.warning(
+            "test sessions without a stored document (export.keep_payloads, prune), which stay as they are: %s; "
+            "those that Checkly still has are read again by: checkly-etl backfill --force --since …",
+            f"{without:,}",
+            extra=runbook("replay"),
+        )
 
 
 def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:

@@ -23,6 +23,7 @@ from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_WARNING, Interrupted, run
 from etl.pipeline.pacing import Pacer
 
 logger = logging.getLogger(__name__)
+_NO_ANSWER = ("unreachable", "server_error", "unreadable")  # of checkly.CALL_OUTCOMES
 T = TypeVar("T")
 
 
@@ -115,8 +116,13 @@ class Outcome:
         return "partial" if left else "ok"
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether the API was asked, and never answered."""
+        return self.counters["api_requests"] > 0 and self.calls.total() == sum(self.calls[no] for no in _NO_ANSWER)
+
+    @property
     def error(self) -> str | None:
-        """What went wrong, in one text."""
+        """What went wrong or is left to do, in one text."""
         problems = [*self.failures, *self.warnings]
         if dead := self.counters["test_sessions_dead"]:
             problems.append(
@@ -124,6 +130,9 @@ class Outcome:
             )
         if self.bug is not None:
             problems.append(f"a bug in checkly-etl: {type(self.bug).__name__}")
+        if self.is_out_of_time:
+            due = sum(row["due"] for row in self.freshness)
+            problems.append("stopped by --max-time" + (f", {due:,} test sessions still due" if due else ""))
         return "; ".join(problems) or None
 
     def warn(self, message: str, section: str) -> None:
