@@ -35,7 +35,7 @@ from sqlalchemy import (
 from etl import bulk, process
 from etl.bulk import Row, Rows
 from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
-from etl.documents import Document, known
+from etl.documents import TEST_SESSION, Document, known
 from etl.tables import (
     UtcTime,
     check_executions,
@@ -584,7 +584,7 @@ def count_payloads(connection: Connection, kind: str) -> int:
 def count_without_payload(connection: Connection) -> int:
     """How many test sessions we hold whose document is not stored."""
     c = etl_payloads.c
-    is_stored = exists().where(c.kind == "test_session", c.document_id == _s.test_session_id)
+    is_stored = exists().where(c.kind == TEST_SESSION, c.document_id == _s.test_session_id)
     return connection.execute(select(func.count()).select_from(test_sessions).where(~is_stored)).scalar_one()
 
 

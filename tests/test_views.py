@@ -348,14 +348,6 @@ def test_an_account_is_counted_wherever_it_occurs_and_ids_without_one_too(databa
     assert nobodys["hours_until_loss"] is None
 
 
-def test_an_id_that_was_given_up_waits_for_no_account(database: Database) -> None:
-    with database.writing() as connection:
-        queued(connection, 1, None, state="discarded")
-        queued(connection, 2, OTHER, state="discarded")
-    assert [row["due"] for row in rows(database, "SELECT * FROM v_freshness")] == [0]
-    assert freshness(database, OTHER)["dead"] == 0
-
-
 def test_the_loss_is_near_when_the_oldest_unexported_session_is_old(database: Database) -> None:
     with database.writing() as connection:
         moment = now(connection)

@@ -5,7 +5,6 @@ WITH accounts AS (
     SELECT account_id FROM etl_accounts
     UNION
     SELECT account_id FROM etl_queue
-    WHERE account_id IS NOT NULL OR state <> 'discarded' -- what was given up waits for no account
     UNION
     SELECT account_id FROM test_sessions
 ),
