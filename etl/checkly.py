@@ -176,7 +176,6 @@ class Client:
         self.account_id = account_id
         self._key_name = key_name  # of the variable, for messages
         self.calls = Calls()
-        self.failed_at: str | None = None  # how far the last call that failed came: proxy, TLS, connection or answer
         self._date: tuple[str | None, datetime] | None = None  # the last answer's, and when it came by our clock
         self._timeout = timeout
         self._max_body = max_body
@@ -218,7 +217,9 @@ class Client:
             try:
                 self._probe(what)
             except NotInPlan:
-                raise AccessDenied(f"{what}: the account's plan allows neither it nor the list (402)") from error
+                raise AccessDenied(
+                    f"{what}: the account's plan allows neither it nor the list (402)", status=402
+                ) from error
             raise Rejected(str(error)) from error
 
     def fetch_test_session_result(self, test_session_id: str, result_id: str, *, alone: bool = False) -> Document:
@@ -297,7 +298,8 @@ class Client:
         except Forbidden as error:
             raise AccessDenied(
                 f"the API refuses account {self.account_id} (403); check the account id, and that the key in "
-                f"{self._key_name} belongs to that account"
+                f"{self._key_name} belongs to that account",
+                status=403,
             ) from error
         except TestSessionNotFound as error:
             raise ApiDown(
@@ -411,8 +413,7 @@ class Client:
                 tried = f" ({failures} tries)" if failures > 1 else ""
                 if isinstance(failed, PayloadError):
                     raise ApiUnavailable(f"{what}: {failed}{tried}", kind="unreadable") from None
-                self.failed_at = failed.step
-                raise ApiUnavailable(f"{what}: {failed.reason}{tried}", kind=failed.kind) from None
+                raise ApiUnavailable(f"{what}: {failed.reason}{tried}", kind=failed.kind, step=failed.step) from None
             reason = failed.reason if isinstance(failed, _Failed) else failed
             logger.debug("%s: %s; try %d begins in %.1f s", what, reason, failures + 1, wait)
             if self._stop.wait(wait):
@@ -496,7 +497,8 @@ class Client:
         if status == 401:
             raise AccessDenied(
                 f"the API refuses the key of account {self.account_id} (401); check {self._key_name}, or make a new "
-                "key at https://app.checklyhq.com/settings/user/api-keys"
+                "key at https://app.checklyhq.com/settings/user/api-keys",
+                status=401,
             )
         if status == 402:
             raise NotInPlan(f"{what}: the account's plan does not allow it (402)")

@@ -31,6 +31,7 @@ from etl.errors import (
     EXIT_UNREACHABLE,
     EXIT_WARNING,
     AccessDenied,
+    ApiUnavailable,
     ConfigError,
     EtlError,
     InboxUnavailable,
@@ -151,7 +152,7 @@ def _api(settings: Settings, user_agent: str, pauses: Mapping[str, datetime]) ->
             return
         with closing(client):
             failure = _ask(client)
-        way = list(_way(url, variable, through, failure, client.failed_at))
+        way = list(_way(url, variable, through, failure))
         if is_first or way[-1].exit_code != EXIT_OK:
             yield from way  # once, unless it breaks between two accounts
         if way[-1].exit_code != EXIT_OK:
@@ -228,10 +229,11 @@ def _look_up(host: str) -> tuple[list[str], str]:
     return addresses, reasons[0] if reasons else f"no answer within {LOOKUP_SECONDS:g} s"
 
 
-def _way(url: str, variable: str, through: str, error: EtlError | None, step: str | None) -> Iterator[Finding]:
+def _way(url: str, variable: str, through: str, error: EtlError | None) -> Iterator[Finding]:
     """How far the call came: TLS, then whether it is the API that answers. The last one is good if it is."""
     parts = urlsplit(url)
     said = str(error).removeprefix("list of test sessions: ")
+    step = error.step if isinstance(error, ApiUnavailable) else "answer"
     if step == "TLS":
         reason = re.sub(r"\[SSL[^]]*\] | ?\(_ssl\.c:\d+\)", "", said)
         yield Finding("TLS", EXIT_UNREACHABLE, f"{url}{through}: {reason}; {_tls_advice(reason, through)}")
@@ -285,7 +287,7 @@ def _account(settings: Settings, account: Account, error: EtlError | None) -> It
     if isinstance(error, RateLimited):
         yield Finding("key", error.exit_code, f"{label}: {error}")
         return
-    if isinstance(error, AccessDenied) and "(401)" in str(error):
+    if isinstance(error, AccessDenied) and error.status == 401:
         yield Finding("key", error.exit_code, str(error))
         return
     yield Finding("key", EXIT_OK, f"{label}: the key in {account.api_key_env} is accepted")

@@ -74,10 +74,14 @@ class SchemaNotCurrent(FatalError):
 
 
 class AccessDenied(FatalError):
-    """401 anywhere, or 402/403 on the whole account: that account ends, others go on."""
+    """401 anywhere, or 402/403 on the whole account: that account ends, others go on. `status` is which of them."""
 
     kind = "access_denied"
     section = "access-denied"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ApiDown(FatalError):
@@ -102,16 +106,17 @@ class RetryableError(EtlError):
 class ApiUnavailable(RetryableError):
     """A call failed in spite of the client's short retries.
 
-    `kind` is `unavailable` (no connection, time out, 5xx) or `unreadable` (a 200 whose body was cut
-    short, not JSON, not UTF-8, or another document than the one asked for).
+    `kind` is `unavailable` (no connection, time out, 5xx), `unreadable` (a 200 whose body was cut
+    short, not JSON, not UTF-8, or another document than the one asked for) or `cursor` (a list that goes round).
+    `step` is how far it came: `proxy`, `TLS`, `connection` or `answer`.
     """
 
     kind = "unavailable"
     section = "api-down"
 
-    def __init__(self, message: str, *, kind: str = "unavailable") -> None:
+    def __init__(self, message: str, *, kind: str = "unavailable", step: str = "answer") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.step = kind, step
 
 
 class RateLimited(RetryableError):
