@@ -369,13 +369,24 @@ def _api_url(raw: object) -> str:
     return text.rstrip("/")
 
 
-# The password is everything up to the last `@`, because people forget to write `%40` in it.
-_URL_PASSWORD = re.compile(r"^([a-zA-Z][\w+.-]*://[^:/@]*:)(.*)(@[^@]*)$", re.DOTALL)
+# The password is everything from the first `:` to the last `@`, because people forget to write `%40` in it. A SQLite
+# file has none, and may have both in its name.
+_URL_PASSWORD = re.compile(r"^((?!sqlite:)[a-zA-Z][\w+.-]*://[^:]*:)(.*)(@[^@]*)$", re.DOTALL)
 _URL_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
 _WAREHOUSES = (
     "PostgreSQL (postgresql://user:password@host/database) or a SQLite file (sqlite:///warehouse.db); "
     "no other database or driver"
 )
+
+
+def _check_password(url: str) -> None:
+    """ValueError for a password that ends a part of the URL: its rest would be taken for a host, and told as one."""
+    match = _URL_PASSWORD.match(url)
+    if match and re.search(r"[@/?#\[\]]", match[1].partition("://")[2] + match[2]):
+        raise ValueError(
+            "a URL whose password is percent-encoded "
+            "(%40 for @, %2F for /, %3F for ?, %23 for #, %5B for [, %5D for ])"
+        )
 
 
 def _warehouse_url(raw: object) -> SecretUrl:
@@ -384,6 +395,7 @@ def _warehouse_url(raw: object) -> SecretUrl:
 
     text = raw.strip() if isinstance(raw, str) else ""
     text = re.sub("^postgres://", "postgresql://", text)
+    _check_password(text)
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -396,8 +408,6 @@ def _warehouse_url(raw: object) -> SecretUrl:
             raise ValueError(
                 "with SQLite the URL of a file: sqlite:///warehouse.db, or sqlite:////var/lib/warehouse.db"
             )
-    elif "@" in (url.host or ""):
-        raise ValueError("a URL whose password is percent-encoded (%40 for @)")
     return SecretUrl(text)
 
 

@@ -159,6 +159,42 @@ def test_other_databases_and_broken_urls_are_refused(url: str) -> None:
     assert problems(CHECKLY_ETL_WAREHOUSE_URL=url).startswith("CHECKLY_ETL_WAREHOUSE_URL must be ")
 
 
+@pytest.mark.parametrize("character", ["@", "/", "?", "#", "[", "]"])
+@pytest.mark.parametrize("rest", ["127.0.0.1/x", "127.0.0.1:5432/x?sslmode=require", "[::1]/x", "/x?host=/run"])
+def test_a_password_that_is_not_percent_encoded_is_refused_whatever_follows(character: str, rest: str) -> None:
+    for password in (f"Sup{character}rhunter2", f"1234{character}hunter2", f"Sup@r{character}hunter2"):
+        problem = problems(CHECKLY_ETL_WAREHOUSE_URL=f"postgresql://etl:{password}@{rest}")
+        assert problem.startswith(
+            "CHECKLY_ETL_WAREHOUSE_URL must be a URL whose password is percent-encoded (%40 for"
+        )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hunter2@/db?host=/var/run/postgresql", "postgresql://u:***@/db?host=/var/run/postgresql"),
+        (
+            "postgresql://u:hunter2@h/db?options=-c%20search_path%3Da",
+            "postgresql://u:***@h/db?options=-c%20search_path%3Da",
+        ),
+        ("postgresql://u:hunter2@a,b/db", "postgresql://u:***@a,b/db"),
+        ("postgresql://u:hunter2@/db?host=a:5432&host=b:5432", "postgresql://u:***@/db?host=a:5432&host=b:5432"),
+        ("postgresql://u:hunter2@[::1]:5432/db", "postgresql://u:***@[::1]:5432/db"),
+        ("postgresql://u@[::1]:5432/db", "postgresql://u@[::1]:5432/db"),
+        ("postgresql://me%40there:hunter2%2F%40%23@h/db", "postgresql://me%40there:***@h/db"),
+        ("postgresql://u:h:u:hunter2@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://h/db?user=me@there", "postgresql://h/db?user=me@there"),
+        ("postgresql://h:5432/db?user=u&password=hunter2", "postgresql://h:5432/db?user=u&password=***"),
+        ("sqlite:////path/with@sign.db", "sqlite:////path/with@sign.db"),
+        ("sqlite:////path:1/with@sign.db", "sqlite:////path:1/with@sign.db"),
+    ],
+)
+def test_a_url_that_is_one_is_taken_and_shown_without_its_password(url: str, shown: str) -> None:
+    settings = read(CHECKLY_ETL_WAREHOUSE_URL=url)
+    assert (settings.warehouse.url.reveal(), settings.warehouse.shown) == (url, shown)
+    assert all("hunter2" in secret for secret in settings.secrets)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
