@@ -418,9 +418,17 @@ def _schema(raw: object) -> str:
 
 
 def _broker_url(raw: object) -> SecretUrl:
+    from urllib.parse import urlsplit
+
     text = raw.strip() if isinstance(raw, str) else ""
     text = re.sub("^valkey(s?)://", r"redis\1://", text)
-    if not re.fullmatch(r"(redis|rediss|amqp|amqps)://\S+", text):
+    _check_password(text)
+    try:
+        # The clients parse it as this does. What it says of a port that is none may be a part of the password.
+        is_sound = re.fullmatch(r"(redis|rediss|amqp|amqps)://\S+", text) and urlsplit(text).port != 0
+    except ValueError:
+        is_sound = False
+    if not is_sound:
         raise ValueError(
             "the URL of a Redis (redis://:${REDIS_PASSWORD}@host:6379/0, rediss:// with TLS) or a RabbitMQ "
             "(amqp://user:${AMQP_PASSWORD}@host/vhost, amqps:// with TLS)"

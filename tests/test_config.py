@@ -170,6 +170,24 @@ def test_a_password_that_is_not_percent_encoded_is_refused_whatever_follows(char
 
 
 @pytest.mark.parametrize(
+    "password", ["hunter2/x", "12345/hunter2", "hunter2?x", "hunter2#x", "x@hunter2", "[hunter2"]
+)
+def test_a_brokers_password_that_is_not_percent_encoded_is_told_with_all_other_mistakes(password: str) -> None:
+    text = "inbox: [{url: 'redis://default:${RP}@h:6379/9', queue: q}, {url: 'amqp://u:${RP}@h/v', queue: q}]"
+    first, second, third = problems(text, RP=password, CHECKLY_ETL_EXPORT__LEASE="1").splitlines()
+    assert first.startswith("CHECKLY_ETL_EXPORT__LEASE")
+    assert second.startswith("config.yaml: inbox[0].url must be a URL whose password is percent-encoded (%40 for @, ")
+    assert third.startswith("config.yaml: inbox[1].url must be a URL whose password is percent-encoded (%40 for @, ")
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2", "redis://h:port/0", "amqp://[::1/v", "amqp://u:${P}@h:99999/"])
+def test_a_brokers_url_that_is_none_is_refused_without_a_parsers_words(url: str) -> None:
+    problem = problems(f"inbox: [{{url: '{url}', queue: q}}]", P="hunter2")
+    assert problem.startswith("config.yaml: inbox[0].url must be the URL of a Redis ")
+    assert problem.endswith("amqps:// with TLS)")
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("postgresql://u:hunter2@/db?host=/var/run/postgresql", "postgresql://u:***@/db?host=/var/run/postgresql"),
