@@ -8,6 +8,7 @@ whatever is wrong anywhere is gathered and raised at once. No message ever holds
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -585,6 +586,11 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
     return settings
 
 
+def has_default_file() -> bool:
+    """False also where nobody can look for it: in a folder that is gone, or that this user may not enter."""
+    return os.path.exists(DEFAULT_FILE)
+
+
 class _Loader:
     def __init__(self, path: Path | None, env: Mapping[str, str]) -> None:
         self.problems: list[str] = []
@@ -747,7 +753,7 @@ class _Loader:
     def read_file(self, path: Path | None) -> dict[str, object]:
         """Sections of the file, with unknown keys noted and left out."""
         file = path or Path(DEFAULT_FILE)
-        if path is None and not file.exists():
+        if path is None and not has_default_file():
             return {}
         try:
             document = self.parse(file.read_bytes().decode("utf-8-sig"))

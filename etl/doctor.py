@@ -470,7 +470,7 @@ def _not_writable(path: Path) -> str:
     lacking = [
         f"the {kind} {some}"
         for kind, some in (("file", path), ("folder", path.parent))
-        if some.exists() and not os.access(some, os.W_OK)
+        if os.access(some, os.F_OK) and not os.access(some, os.W_OK)
     ]
     if not lacking:
         return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from sqlalchemy import text
 from etl import accounts, documents, session_queue
 from etl.database import Database
 from etl.simulator import Simulator, World
-from tests.conftest import ACCOUNT, KEY, Program, environment, rows, scalar
+from tests.conftest import ACCOUNT, KEY, Program, Run, environment, rows, scalar
 from tests.documents import detail, entry, result, uuid
 
 NO_CHECKLY = {"CHECKLY_API_KEY": "", "CHECKLY_ACCOUNT_ID": ""}
@@ -531,3 +533,57 @@ def test_a_password_that_is_a_common_word_changes_no_key_of_a_json_object(progra
     run = program("status", "--json", HTTP_PROXY="http://u:test@127.0.0.1:1", HTTPS_PROXY="http://u:null@127.0.0.1:1")
     assert {"test_sessions", "outcome", "error"} <= run.json.keys()
     assert run.json["error"] is None
+
+
+# --- where it is started ------------------------------------------------------------------------------------------
+
+# Root without its right to enter any folder, as any other user is.
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+def from_folder(folder: str, *command: str, **env: str) -> Run:
+    """checkly-etl started in a folder that is closed to it, or one that is gone."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can close a folder behind itself")
+    make = {"closed": "mkdir closed && cd closed && chmod 000 .", "gone": "mkdir gone && cd gone && rmdir ../gone"}
+    done = subprocess.run(
+        ["bash", "-c", f'{make[folder]} && exec "$@"', "-", *WITHOUT_RIGHTS, sys.executable, "-m", "etl", *command],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.parametrize("folder", ["closed", "gone"])
+def test_a_folder_that_cannot_be_entered_does_not_matter_to_who_needs_nothing_in_it(
+    folder: str,
+    command: str,
+    new_warehouse: Callable[[str], str],
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = from_folder(folder, command, **environment(simulator.url, new_warehouse("sqlite")))
+    assert (run.code, run.err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["status", "migrate", "doctor", "demo", "report"])
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("closed", "by this user|this user may not|Permission denied"),
+        ("gone", "in the current folder, and that is gone"),
+    ],
+)
+def test_a_warehouse_in_a_folder_that_cannot_be_entered_is_told_in_a_sentence(
+    folder: str, said: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = from_folder(folder, command, CHECKLY_API_URL="http://127.0.0.1:9")
+    assert run.code == (2 if folder == "gone" or command == "doctor" else 3)
+    assert "Traceback" not in run.err
+    assert re.search(said, run.err + run.out)

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.cli.arguments import Arguments, ids_of, make_parser, range_of, texts_of, when
@@ -322,7 +321,7 @@ def _report(arguments: Arguments) -> int:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from etl import doctor
+    from etl import config, doctor
 
     settings = load_settings(arguments)
     found: list[doctor.Finding] = []
@@ -333,7 +332,7 @@ def _doctor(arguments: Arguments) -> int:
             mark = finding.status.replace("failed", "FAILED")
             print(arguments.redactor.hide(one_line(f"{mark:8} {finding.what}: {finding.text}")), flush=True)
 
-    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
+    source = arguments.config or (config.DEFAULT_FILE if config.has_default_file() else "the environment alone")
     tell(doctor.Finding("settings", EXIT_OK, f"read from {source}"))
     for finding in doctor.examine(settings, user_agent()):
         tell(finding)
