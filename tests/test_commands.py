@@ -424,6 +424,34 @@ def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
     assert scalar(database, "SELECT count(*) FROM test_sessions") > 10
 
 
+def in_a_shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`command` in bash, where checkly-etl is this checkout's."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent), **env}
+    function = f"checkly-etl() {{ '{sys.executable}' -m etl \"$@\"; }}"
+    return subprocess.run(
+        ["bash", "-c", f"{function}; {command}"], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["-h", "sync --help", "--version"])
+def test_help_that_nobody_reads_to_its_end_is_no_error(command: str, unbuffered: str) -> None:
+    done = in_a_shell(f"checkly-etl {command} | true; exit ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["status", "status --json", "migrate", "dead list", "enqueue --json 1"])
+def test_a_disk_that_is_full_for_the_result_is_told_in_a_sentence(
+    command: str, unbuffered: str, new_warehouse: Callable[[str], str]
+) -> None:
+    env = environment("http://127.0.0.1:9", new_warehouse("sqlite"))
+    done = in_a_shell(f"checkly-etl {command} >/dev/full", PYTHONUNBUFFERED=unbuffered, **env)
+    assert done.returncode == 2
+    assert done.stderr.endswith("checkly-etl: the result cannot be written to stdout: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_problem_is_told_and_counts_when_nobody_reads_the_result(
     warehouse_url: str, database: Database, unbuffered: str
