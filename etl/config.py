@@ -597,6 +597,7 @@ class _Loader:
         self.env = env
         self.variables: dict[str, str | None] = {}
         self.source = str(path or DEFAULT_FILE)
+        self.key_variable = "CHECKLY_API_KEY"  # the one that checkly.api_key comes from
         self.where: dict[str, str] = {}  # each setting that was really set -> where, for messages
         self.file = self.read_file(path)
         self.check_variable_names()
@@ -643,6 +644,8 @@ class _Loader:
     def value(self, setting: Setting) -> Any:
         """What the environment, else the file, else the default says."""
         in_file = self.in_file(setting.name)
+        if setting.name == "checkly.api_key" and in_file is not None:
+            in_file = self.key_in_file(in_file)
         if setting.secret and self.is_literal_secret(f"{self.source}: {setting.name}", in_file):
             in_file = None
         text = self.variable(setting.variable) if setting.variable else None
@@ -658,6 +661,13 @@ class _Loader:
             default = setting.default
             value = setting.read(default[1:-1].split(", ") if default.startswith("[") else default)
         return value
+
+    def key_in_file(self, raw: object) -> object:
+        """The API key as the file has it; None if its variable is not set: that matters to who needs the API only."""
+        match = _REFERENCE.fullmatch(raw.strip()) if isinstance(raw, str) else None
+        if match and not self.variable("CHECKLY_API_KEY"):
+            self.key_variable = match[1]
+        return None if match and self.variable(match[1]) is None else raw
 
     def in_file(self, name: str) -> object:
         section, _, key = name.partition(".")
@@ -859,7 +869,7 @@ class _Loader:
                 id=item["id"],
                 name=item["name"],
                 api_key=checkly["api_key"] if own_key is None else own_key,
-                api_key_env=item.get("api_key_env") or "CHECKLY_API_KEY",
+                api_key_env=item.get("api_key_env") or self.key_variable,
                 retention=item.get("retention") or checkly["retention"],
                 requests_per_minute=requests_per_minute if rate is None else rate,
             )

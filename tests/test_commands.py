@@ -184,6 +184,15 @@ def test_secrets_in_the_wrong_place_and_other_databases_exit_2(
     assert "sesame" not in run.err
 
 
+def test_the_example_needs_no_key_for_what_needs_no_api(program: Program, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent.parent / "config.example.yaml", tmp_path / "config.yaml")
+    for command in (("status",), ("report",), ("replay",), ("migrate",), ("dead", "list"), ("enqueue", uuid(1))):
+        assert program(*command, **NO_CHECKLY).code == 0, command
+    run = program("sync", CHECKLY_API_KEY="")
+    assert run.code == 2
+    assert run.err.startswith("checkly-etl: Checkly asks for CHECKLY_API_KEY and CHECKLY_ACCOUNT_ID")
+
+
 def test_a_key_may_come_from_a_file(program: Program, simulator: Simulator, tmp_path: Path) -> None:
     (tmp_path / "key.txt").write_text("cu_from_a_file\n")
     run = program("doctor", CHECKLY_API_KEY="", CHECKLY_API_KEY_FILE=str(tmp_path / "key.txt"))

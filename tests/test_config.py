@@ -296,6 +296,18 @@ def test_missing_credentials_are_named_only_when_they_are_needed(missing: str) -
     assert len(caught.value.problems) == 1
 
 
+def test_a_key_whose_variable_is_not_set_is_missed_only_when_it_is_needed() -> None:
+    assert load(ROOT / "config.example.yaml", {}) == load(None, {})
+    with pytest.raises(ConfigError, match="CHECKLY_API_KEY and CHECKLY_ACCOUNT_ID, and CHECKLY_API_KEY is not set"):
+        read("checkly: {api_key: '${CHECKLY_API_KEY}'}", CHECKLY_ACCOUNT_ID=A).require_accounts()
+    with pytest.raises(ConfigError, match=f"{A} has no API key: its variable SHOP_KEY is not set"):
+        read("checkly: {api_key: '${SHOP_KEY}'}", CHECKLY_ACCOUNT_ID=A).require_accounts()
+    assert "the environment variable SHOP_KEY is not set" in problems("observe: {token: '${SHOP_KEY}'}")
+    assert "SHOP_KEY_FILE: the file that it names cannot be read" in problems(
+        "checkly: {api_key: '${SHOP_KEY}'}", SHOP_KEY_FILE="nowhere"
+    )
+
+
 def test_the_default_account_is_the_one_of_the_environment() -> None:
     text = f"checkly: {{accounts: [{{id: {A}}}, {{id: {B}, api_key_env: KEY_B, retention: 30d}}]}}"
     settings = read(text, CHECKLY_ACCOUNT_ID=B, CHECKLY_API_KEY="a", KEY_B="b")
