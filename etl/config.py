@@ -308,8 +308,9 @@ _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
 def _size(raw: object) -> int:
     match = re.fullmatch(r"([0-9]{1,12})\s*([KMG]?B|)", raw.strip().upper()) if isinstance(raw, str) else None
-    if not match or not int(match[1]):
-        raise ValueError("a size such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
+    # So few bytes are a unit that was forgotten.
+    if not match or not int(match[1]) or (not match[2] and int(match[1]) < _SIZES["MB"]):
+        raise ValueError("a size with its unit such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
     return int(match[1]) * _SIZES[match[2]]
 
 
@@ -519,6 +520,12 @@ def _items(raw: object) -> list[object]:
     return raw
 
 
+def _sources(raw: object) -> list[object]:
+    if not isinstance(raw, list):  # what stands there is not shown: it may be a URL
+        raise _Problem(f"must be a list such as [{{file: ids.txt}}], not {_shape(raw)}")
+    return raw
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("checkly.api_url", _api_url, "https://api.checklyhq.com", "where the API is"),
     Setting("checkly.api_key", _secret, None, "the API key, only as ${NAME}", secret=True),
@@ -552,7 +559,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("schedule.interval", _duration, "15m", "how often the daemon syncs"),
     Setting("schedule.timezone", _timezone, "UTC", "the time zone that cron means"),
     Setting("schedule.grace", _duration_or_zero, "20s", "how long SIGTERM lets calls under way finish"),
-    Setting("inbox", _items, None, "further sources of ids"),
+    Setting("inbox", _sources, None, "further sources of ids"),
     Setting("inbox[].file", _string, None, "a file with ids, links or CI output"),
     Setting("inbox[].url", _broker_url, None, "a message broker", secret=True),
     Setting("inbox[].queue", _string, None, "the broker's queue"),
@@ -656,7 +663,7 @@ class _Loader:
             value = self.read(setting, str(setting.variable), raw)
         elif in_file is not None:
             self.where[setting.name] = where = f"{self.source}: {setting.name}"
-            value = self.read(setting, where, in_file, expand=setting.read is not _items)
+            value = self.read(setting, where, in_file, expand=setting.read not in (_items, _sources))
         if value is None and setting.default is not None:
             default = setting.default
             value = setting.read(default[1:-1].split(", ") if default.startswith("[") else default)
@@ -921,6 +928,8 @@ def _yaml_problem(error: Any) -> str:
     mark = error.problem_mark or error.context_mark
     place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     what = re.sub("'[^<'][^']+'", "'…'", error.problem or "")
+    if r"'\t'" in (error.problem or ""):
+        what = "a tab; YAML is indented by blanks"
     return f"is not valid YAML{place}: {what}"
 
 

@@ -233,6 +233,7 @@ def test_a_url_that_is_one_is_taken_and_shown_without_its_password(url: str, sho
         ("export: {lease: 1m, lease: 2m}", "the key lease stands twice"),
         ("export: {\n  x: ]", "not valid YAML at line 2, column 6"),
         ("checkly: {max_body: 0}", "64 MB"),
+        ("checkly: {max_body: 64}", "checkly.max_body must be a size with its unit such as 64 MB, 500 KB or 1 GB"),
         ("checkly: {api_url: 'http://example.com'}", "unencrypted"),
         ("checkly: {api_url: 'ftp://example.com'}", "http(s) URL"),
         ("checkly: {accounts: [{name: x}]}", "accounts[0] needs the account's id"),
@@ -242,6 +243,11 @@ def test_a_url_that_is_one_is_taken_and_shown_without_its_password(url: str, sho
         ("schedule: {cron: '* * * * *', interval: 1m}", "exclude each other"),
         ("schedule: {cron: hourly}", "five fields"),
         ("schedule: {timezone: Mars/Base}", "time zone"),
+        (
+            "inbox: 'redis://:hunter2@h'",
+            "config.yaml: inbox: must be a list such as [{file: ids.txt}], not a single value",
+        ),
+        ("export:\n\tlease: 1m", "not valid YAML at line 2, column 1: a tab; YAML is indented by blanks"),
         ("inbox: [{file: x, queue: y}]", "either a file, or a url and its queue"),
         ("observe: {listen: '0.0.0.0:80'}", "CHECKLY_ETL_OBSERVE__TOKEN"),
         ("observe: {listen: '80'}", "address and a port"),
@@ -320,7 +326,9 @@ def test_the_default_account_is_the_one_of_the_environment() -> None:
         read(text, CHECKLY_API_KEY="a").require_accounts()
 
 
-@pytest.mark.parametrize(("text", "size"), [("64MB", 64_000_000), ("500 KB", 500_000), ("1 gb", 10**9), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("64MB", 64_000_000), ("500 KB", 500_000), ("1 gb", 10**9), ("7000000", 7 * 10**6)]
+)
 def test_sizes_are_decimal(text: str, size: int) -> None:
     assert read(f"checkly: {{max_body: {text}}}").checkly.max_body == size
 
