@@ -333,6 +333,8 @@ def _uuid(raw: object) -> str:
 def _secret(raw: object) -> Secret:
     """Keys and tokens travel in a header, where blanks, control and exotic characters would break it."""
     text = raw.strip() if isinstance(raw, str) else ""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("the bare word, without quotation marks around it (docker --env-file keeps them)")
     if not re.fullmatch(r"[\x21-\x7e\xa1-\xff]+", text):
         raise ValueError("one word of printable Latin characters, without blanks or line breaks inside")
     return Secret(text)
@@ -741,7 +743,14 @@ class _Loader:
             self.problems.append(f"{name} and {name}_FILE are both set: keep one of them")
         elif path:
             try:
-                text = Path(path).read_bytes().decode("utf-8-sig")
+                with Path(path).open("rb") as file:
+                    content = file.read(_LARGEST_SECRET + 1)  # a device may have no end
+                if len(content) > _LARGEST_SECRET:
+                    self.problems.append(
+                        f"{name}_FILE: the file that it names is larger than 64 kB, which no secret is"
+                    )
+                    return None
+                text = content.decode("utf-8-sig")
             except OSError as error:
                 # Its name is not told: whoever mixes up name and content has put the secret there.
                 self.problems.append(f"{name}_FILE: the file that it names cannot be read ({error.strerror})")
@@ -912,6 +921,7 @@ class _Loader:
             )
 
 
+_LARGEST_SECRET = 64_000
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 

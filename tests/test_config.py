@@ -108,6 +108,24 @@ def test_a_variable_may_name_a_file_instead() -> None:
     assert "the file that it names cannot be read" in problems(CHECKLY_API_KEY_FILE="nowhere")
 
 
+@pytest.mark.parametrize("name", ["CHECKLY_API_KEY", "CHECKLY_ETL_WAREHOUSE_URL"])
+def test_a_file_that_is_no_secret_is_not_read_to_its_end(name: str) -> None:
+    Path("large").write_bytes(b"x" * 64_001)
+    for file in ("/dev/zero", "large"):
+        assert problems(**{f"{name}_FILE": file}).startswith(
+            f"{name}_FILE: the file that it names is larger than 64 kB"
+        )
+    Path("key").write_bytes(b"x" * 64_000)
+    assert len(read(CHECKLY_API_KEY_FILE="key").checkly.api_key.reveal()) == 64_000
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotation_marks_around_a_key_are_told(quote: str) -> None:
+    problem = problems(CHECKLY_API_KEY=f"{quote}cu_hunter2{quote}")
+    assert problem.startswith("CHECKLY_API_KEY must be the bare word, without quotation marks around it")
+    assert read(CHECKLY_API_KEY=f"cu_{quote}").checkly.api_key.reveal() == f"cu_{quote}"
+
+
 def test_references_are_replaced_unless_the_environment_overrides_them() -> None:
     text = "warehouse: {url: 'postgres://u:${PW}@h/db'}"
     settings = read(text, PW="hunter2")
