@@ -8,6 +8,7 @@ whatever is wrong anywhere is gathered and raised at once. No message ever holds
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -307,8 +308,9 @@ _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
 def _size(raw: object) -> int:
     match = re.fullmatch(r"([0-9]{1,12})\s*([KMG]?B|)", raw.strip().upper()) if isinstance(raw, str) else None
-    if not match or not int(match[1]):
-        raise ValueError("a size such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
+    # So few bytes are a unit that was forgotten.
+    if not match or not int(match[1]) or (not match[2] and int(match[1]) < _SIZES["MB"]):
+        raise ValueError("a size with its unit such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
     return int(match[1]) * _SIZES[match[2]]
 
 
@@ -331,6 +333,8 @@ def _uuid(raw: object) -> str:
 def _secret(raw: object) -> Secret:
     """Keys and tokens travel in a header, where blanks, control and exotic characters would break it."""
     text = raw.strip() if isinstance(raw, str) else ""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("the bare word, without quotation marks around it (docker --env-file keeps them)")
     if not re.fullmatch(r"[\x21-\x7e\xa1-\xff]+", text):
         raise ValueError("one word of printable Latin characters, without blanks or line breaks inside")
     return Secret(text)
@@ -369,13 +373,24 @@ def _api_url(raw: object) -> str:
     return text.rstrip("/")
 
 
-# The password is everything up to the last `@`, because people forget to write `%40` in it.
-_URL_PASSWORD = re.compile(r"^([a-zA-Z][\w+.-]*://[^:/@]*:)(.*)(@[^@]*)$", re.DOTALL)
+# The password is everything from the first `:` to the last `@`, because people forget to write `%40` in it. A SQLite
+# file has none, and may have both in its name.
+_URL_PASSWORD = re.compile(r"^((?!sqlite:)[a-zA-Z][\w+.-]*://[^:]*:)(.*)(@[^@]*)$", re.DOTALL)
 _URL_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
 _WAREHOUSES = (
     "PostgreSQL (postgresql://user:password@host/database) or a SQLite file (sqlite:///warehouse.db); "
     "no other database or driver"
 )
+
+
+def _check_password(url: str) -> None:
+    """ValueError for a password that ends a part of the URL: its rest would be taken for a host, and told as one."""
+    match = _URL_PASSWORD.match(url)
+    if match and re.search(r"[@/?#\[\]]", match[1].partition("://")[2] + match[2]):
+        raise ValueError(
+            "a URL whose password is percent-encoded "
+            "(%40 for @, %2F for /, %3F for ?, %23 for #, %5B for [, %5D for ])"
+        )
 
 
 def _warehouse_url(raw: object) -> SecretUrl:
@@ -384,6 +399,7 @@ def _warehouse_url(raw: object) -> SecretUrl:
 
     text = raw.strip() if isinstance(raw, str) else ""
     text = re.sub("^postgres://", "postgresql://", text)
+    _check_password(text)
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -396,8 +412,6 @@ def _warehouse_url(raw: object) -> SecretUrl:
             raise ValueError(
                 "with SQLite the URL of a file: sqlite:///warehouse.db, or sqlite:////var/lib/warehouse.db"
             )
-    elif "@" in (url.host or ""):
-        raise ValueError("a URL whose password is percent-encoded (%40 for @)")
     return SecretUrl(text)
 
 
@@ -408,9 +422,17 @@ def _schema(raw: object) -> str:
 
 
 def _broker_url(raw: object) -> SecretUrl:
+    from urllib.parse import urlsplit
+
     text = raw.strip() if isinstance(raw, str) else ""
     text = re.sub("^valkey(s?)://", r"redis\1://", text)
-    if not re.fullmatch(r"(redis|rediss|amqp|amqps)://\S+", text):
+    _check_password(text)
+    try:
+        # The clients parse it as this does. What it says of a port that is none may be a part of the password.
+        is_sound = re.fullmatch(r"(redis|rediss|amqp|amqps)://\S+", text) and urlsplit(text).port != 0
+    except ValueError:
+        is_sound = False
+    if not is_sound:
         raise ValueError(
             "the URL of a Redis (redis://:${REDIS_PASSWORD}@host:6379/0, rediss:// with TLS) or a RabbitMQ "
             "(amqp://user:${AMQP_PASSWORD}@host/vhost, amqps:// with TLS)"
@@ -500,6 +522,12 @@ def _items(raw: object) -> list[object]:
     return raw
 
 
+def _sources(raw: object) -> list[object]:
+    if not isinstance(raw, list):  # what stands there is not shown: it may be a URL
+        raise _Problem(f"must be a list such as [{{file: ids.txt}}], not {_shape(raw)}")
+    return raw
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("checkly.api_url", _api_url, "https://api.checklyhq.com", "where the API is"),
     Setting("checkly.api_key", _secret, None, "the API key, only as ${NAME}", secret=True),
@@ -533,7 +561,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("schedule.interval", _duration, "15m", "how often the daemon syncs"),
     Setting("schedule.timezone", _timezone, "UTC", "the time zone that cron means"),
     Setting("schedule.grace", _duration_or_zero, "20s", "how long SIGTERM lets calls under way finish"),
-    Setting("inbox", _items, None, "further sources of ids"),
+    Setting("inbox", _sources, None, "further sources of ids"),
     Setting("inbox[].file", _string, None, "a file with ids, links or CI output"),
     Setting("inbox[].url", _broker_url, None, "a message broker", secret=True),
     Setting("inbox[].queue", _string, None, "the broker's queue"),
@@ -567,12 +595,18 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
     return settings
 
 
+def has_default_file() -> bool:
+    """False also where nobody can look for it: in a folder that is gone, or that this user may not enter."""
+    return os.path.exists(DEFAULT_FILE)
+
+
 class _Loader:
     def __init__(self, path: Path | None, env: Mapping[str, str]) -> None:
         self.problems: list[str] = []
         self.env = env
         self.variables: dict[str, str | None] = {}
         self.source = str(path or DEFAULT_FILE)
+        self.key_variable = "CHECKLY_API_KEY"  # the one that checkly.api_key comes from
         self.where: dict[str, str] = {}  # each setting that was really set -> where, for messages
         self.file = self.read_file(path)
         self.check_variable_names()
@@ -619,6 +653,8 @@ class _Loader:
     def value(self, setting: Setting) -> Any:
         """What the environment, else the file, else the default says."""
         in_file = self.in_file(setting.name)
+        if setting.name == "checkly.api_key" and in_file is not None:
+            in_file = self.key_in_file(in_file)
         if setting.secret and self.is_literal_secret(f"{self.source}: {setting.name}", in_file):
             in_file = None
         text = self.variable(setting.variable) if setting.variable else None
@@ -629,11 +665,18 @@ class _Loader:
             value = self.read(setting, str(setting.variable), raw)
         elif in_file is not None:
             self.where[setting.name] = where = f"{self.source}: {setting.name}"
-            value = self.read(setting, where, in_file, expand=setting.read is not _items)
+            value = self.read(setting, where, in_file, expand=setting.read not in (_items, _sources))
         if value is None and setting.default is not None:
             default = setting.default
             value = setting.read(default[1:-1].split(", ") if default.startswith("[") else default)
         return value
+
+    def key_in_file(self, raw: object) -> object:
+        """The API key as the file has it; None if its variable is not set: that matters to who needs the API only."""
+        match = _REFERENCE.fullmatch(raw.strip()) if isinstance(raw, str) else None
+        if match and not self.variable("CHECKLY_API_KEY"):
+            self.key_variable = match[1]
+        return None if match and self.variable(match[1]) is None else raw
 
     def in_file(self, name: str) -> object:
         section, _, key = name.partition(".")
@@ -700,7 +743,14 @@ class _Loader:
             self.problems.append(f"{name} and {name}_FILE are both set: keep one of them")
         elif path:
             try:
-                text = Path(path).read_bytes().decode("utf-8-sig")
+                with Path(path).open("rb") as file:
+                    content = file.read(_LARGEST_SECRET + 1)  # a device may have no end
+                if len(content) > _LARGEST_SECRET:
+                    self.problems.append(
+                        f"{name}_FILE: the file that it names is larger than 64 kB, which no secret is"
+                    )
+                    return None
+                text = content.decode("utf-8-sig")
             except OSError as error:
                 # Its name is not told: whoever mixes up name and content has put the secret there.
                 self.problems.append(f"{name}_FILE: the file that it names cannot be read ({error.strerror})")
@@ -729,7 +779,7 @@ class _Loader:
     def read_file(self, path: Path | None) -> dict[str, object]:
         """Sections of the file, with unknown keys noted and left out."""
         file = path or Path(DEFAULT_FILE)
-        if path is None and not file.exists():
+        if path is None and not has_default_file():
             return {}
         try:
             document = self.parse(file.read_bytes().decode("utf-8-sig"))
@@ -835,7 +885,7 @@ class _Loader:
                 id=item["id"],
                 name=item["name"],
                 api_key=checkly["api_key"] if own_key is None else own_key,
-                api_key_env=item.get("api_key_env") or "CHECKLY_API_KEY",
+                api_key_env=item.get("api_key_env") or self.key_variable,
                 retention=item.get("retention") or checkly["retention"],
                 requests_per_minute=requests_per_minute if rate is None else rate,
             )
@@ -871,6 +921,7 @@ class _Loader:
             )
 
 
+_LARGEST_SECRET = 64_000
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -887,6 +938,8 @@ def _yaml_problem(error: Any) -> str:
     mark = error.problem_mark or error.context_mark
     place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     what = re.sub("'[^<'][^']+'", "'…'", error.problem or "")
+    if r"'\t'" in (error.problem or ""):
+        what = "a tab; YAML is indented by blanks"
     return f"is not valid YAML{place}: {what}"
 
 

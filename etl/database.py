@@ -111,7 +111,7 @@ class Database:
                 raise ConfigError(
                     "warehouse.url: a SQLite file has no ?parameters; a ? in its name is written as %3F"
                 )
-            self.path: Path | None = Path(parsed.database or "").absolute()
+            self.path: Path | None = _absolute(Path(parsed.database or ""))
             if network := network_filesystem(self.path):
                 raise ConfigError(
                     f"warehouse.url: {self.path} lies on a network filesystem ({network}), where SQLite breaks its "
@@ -411,7 +411,7 @@ _SQLITE_HINTS = {
 
 def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
     def connect() -> sqlite3.Connection:
-        if not create and not path.exists():
+        if not create and _is_missing(path):
             raise SchemaNotCurrent(f"there is no warehouse at {path}; create it with: checkly-etl migrate")
         if _would_shut_out_its_owner(path):
             raise WarehouseUnavailable(
@@ -456,7 +456,28 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
 
 def _would_shut_out_its_owner(path: Path) -> bool:
     """A reader who may not write the file, but its folder, would leave a -wal and -shm that only he may write."""
-    return path.exists() and not os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+    is_readable_only = os.access(path, os.F_OK) and not os.access(path, os.W_OK)
+    return is_readable_only and os.access(path.resolve().parent, os.W_OK)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError:
+        raise ConfigError(
+            f"warehouse.url: {path} is looked for in the current folder, and that is gone; change to another one, or "
+            "give the whole path (sqlite:////var/lib/warehouse.db)"
+        ) from None
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # whoever may not look cannot tell; SQLite will say so
+        pass
+    return False
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

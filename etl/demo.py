@@ -121,7 +121,7 @@ def _report(database: Database, settings: Settings, version: str) -> str:
 
 def _make_room(path: Path, account_id: str) -> None:
     """Every demo has its own world: two of them in one file would be two histories of one account."""
-    if not path.exists():
+    if not os.path.exists(path):  # nor if this user may not look: what comes next says so
         return
     refusal = ConfigError(f"{path} is not a demo's warehouse; move it away, or run the demo in another folder")
     try:

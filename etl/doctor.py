@@ -505,7 +505,7 @@ def _not_writable(path: Path) -> str:
             ("file", Path(f"{path}-wal")),
             ("file", Path(f"{path}-shm")),
         )
-        if some.exists() and not os.access(some, os.W_OK)
+        if os.access(some, os.F_OK) and not os.access(some, os.W_OK)
     ]
     if not lacking:
         return ""

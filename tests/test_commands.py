@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from etl import accounts, documents, session_queue, warehouse
 from etl.database import Database
 from etl.normalize import Drift
 from etl.simulator import Simulator, World
-from tests.conftest import ACCOUNT, ENGINES, KEY, Program, environment, rows, scalar
+from tests.conftest import ACCOUNT, ENGINES, KEY, Program, Run, environment, rows, scalar
 from tests.documents import detail, entry, result, uuid
 
 NO_CHECKLY = {"CHECKLY_API_KEY": "", "CHECKLY_ACCOUNT_ID": ""}
@@ -69,7 +71,12 @@ def test_all_mistakes_of_the_settings_are_told_at_once(program: Program, tmp_pat
         (("backfill",), "--since"),
         (("backfill", "--since", "yesterday"), "--since"),
         (("backfill", "--since", "1d", "--until", "2d"), "--until"),
+        (("backfill", "--since", "2999-01-01"), "--since 2999-01-01 00:00 UTC is still to come"),
+        (("prune", "--before", "2999-01-01"), "--before 2999-01-01 00:00 UTC is still to come"),
         (("sync", "--max-time", "10"), "--max-time"),
+        (("sync", "foo"), "unrecognized arguments: foo; see: checkly-etl sync --help"),
+        (("dead", "list", "-q", "--foo"), "unrecognized arguments: --foo; see: checkly-etl dead list --help"),
+        (("--config", "", "status"), "--config: is empty: name a file, or leave it out"),
         (("frobnicate",), "frobnicate"),
         ((), "COMMAND"),
         (("--config", "nowhere.yaml", "status"), "nowhere.yaml"),
@@ -183,6 +190,15 @@ def test_secrets_in_the_wrong_place_and_other_databases_exit_2(
     assert said in run.err
     assert "cu_literal_key" not in run.err
     assert "sesame" not in run.err
+
+
+def test_the_example_needs_no_key_for_what_needs_no_api(program: Program, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent.parent / "config.example.yaml", tmp_path / "config.yaml")
+    for command in (("status",), ("report",), ("replay",), ("migrate",), ("dead", "list"), ("enqueue", uuid(1))):
+        assert program(*command, **NO_CHECKLY).code == 0, command
+    run = program("sync", CHECKLY_API_KEY="")
+    assert run.code == 2
+    assert run.err.startswith("checkly-etl: Checkly asks for CHECKLY_API_KEY and CHECKLY_ACCOUNT_ID")
 
 
 def test_a_key_may_come_from_a_file(program: Program, simulator: Simulator, tmp_path: Path) -> None:
@@ -469,6 +485,34 @@ def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
     assert scalar(database, "SELECT count(*) FROM test_sessions") > 10
 
 
+def in_a_shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`command` in bash, where checkly-etl is this checkout's."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent), **env}
+    function = f"checkly-etl() {{ '{sys.executable}' -m etl \"$@\"; }}"
+    return subprocess.run(
+        ["bash", "-c", f"{function}; {command}"], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["-h", "sync --help", "--version"])
+def test_help_that_nobody_reads_to_its_end_is_no_error(command: str, unbuffered: str) -> None:
+    done = in_a_shell(f"checkly-etl {command} | true; exit ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["status", "status --json", "migrate", "dead list", "enqueue --json 1"])
+def test_a_disk_that_is_full_for_the_result_is_told_in_a_sentence(
+    command: str, unbuffered: str, new_warehouse: Callable[[str], str]
+) -> None:
+    env = environment("http://127.0.0.1:9", new_warehouse("sqlite"))
+    done = in_a_shell(f"checkly-etl {command} >/dev/full", PYTHONUNBUFFERED=unbuffered, **env)
+    assert done.returncode == 2
+    assert done.stderr.endswith("checkly-etl: the result cannot be written to stdout: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_problem_is_told_and_counts_when_nobody_reads_the_result(
     warehouse_url: str, database: Database, unbuffered: str
@@ -588,7 +632,68 @@ def test_a_refused_key_is_named_by_its_account_and_variable(program: Program, si
     assert "CHECKLY_API_KEY" in run.err
 
 
+@pytest.mark.parametrize("word", ["pass", "password", "user"])
+def test_a_password_that_is_a_common_word_is_not_told_by_what_is_missing(program: Program, word: str) -> None:
+    run = program("sync", CHECKLY_API_URL=f"http://user:{word}@127.0.0.1:18080")
+    assert run.code == 2
+    assert "CHECKLY_API_URL: must be a URL without user and password (it is not shown" in run.err
+
+
 def test_a_password_that_is_a_common_word_changes_no_key_of_a_json_object(program: Program) -> None:
     run = program("status", "--json", HTTP_PROXY="http://u:test@127.0.0.1:1", HTTPS_PROXY="http://u:null@127.0.0.1:1")
     assert {"test_sessions", "outcome", "error"} <= run.json.keys()
     assert run.json["error"] is None
+
+
+# --- where it is started ------------------------------------------------------------------------------------------
+
+# Root without its right to enter any folder, as any other user is.
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+def from_folder(folder: str, *command: str, **env: str) -> Run:
+    """checkly-etl started in a folder that is closed to it, or one that is gone."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can close a folder behind itself")
+    make = {"closed": "mkdir closed && cd closed && chmod 000 .", "gone": "mkdir gone && cd gone && rmdir ../gone"}
+    done = subprocess.run(
+        ["bash", "-c", f'{make[folder]} && exec "$@"', "-", *WITHOUT_RIGHTS, sys.executable, "-m", "etl", *command],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.parametrize("folder", ["closed", "gone"])
+def test_a_folder_that_cannot_be_entered_does_not_matter_to_who_needs_nothing_in_it(
+    folder: str,
+    command: str,
+    new_warehouse: Callable[[str], str],
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = from_folder(folder, command, **environment(simulator.url, new_warehouse("sqlite")))
+    assert (run.code, run.err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["status", "migrate", "doctor", "demo", "report"])
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("closed", "by this user|this user may not|Permission denied"),
+        ("gone", "in the current folder, and that is gone"),
+    ],
+)
+def test_a_warehouse_in_a_folder_that_cannot_be_entered_is_told_in_a_sentence(
+    folder: str, said: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = from_folder(folder, command, CHECKLY_API_URL="http://127.0.0.1:9")
+    assert run.code == (2 if folder == "gone" or command == "doctor" else 3)
+    assert "Traceback" not in run.err
+    assert re.search(said, run.err + run.out)

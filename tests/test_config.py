@@ -108,6 +108,24 @@ def test_a_variable_may_name_a_file_instead() -> None:
     assert "the file that it names cannot be read" in problems(CHECKLY_API_KEY_FILE="nowhere")
 
 
+@pytest.mark.parametrize("name", ["CHECKLY_API_KEY", "CHECKLY_ETL_WAREHOUSE_URL"])
+def test_a_file_that_is_no_secret_is_not_read_to_its_end(name: str) -> None:
+    Path("large").write_bytes(b"x" * 64_001)
+    for file in ("/dev/zero", "large"):
+        assert problems(**{f"{name}_FILE": file}).startswith(
+            f"{name}_FILE: the file that it names is larger than 64 kB"
+        )
+    Path("key").write_bytes(b"x" * 64_000)
+    assert len(read(CHECKLY_API_KEY_FILE="key").checkly.api_key.reveal()) == 64_000
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotation_marks_around_a_key_are_told(quote: str) -> None:
+    problem = problems(CHECKLY_API_KEY=f"{quote}cu_hunter2{quote}")
+    assert problem.startswith("CHECKLY_API_KEY must be the bare word, without quotation marks around it")
+    assert read(CHECKLY_API_KEY=f"cu_{quote}").checkly.api_key.reveal() == f"cu_{quote}"
+
+
 def test_references_are_replaced_unless_the_environment_overrides_them() -> None:
     text = "warehouse: {url: 'postgres://u:${PW}@h/db'}"
     settings = read(text, PW="hunter2")
@@ -159,6 +177,60 @@ def test_other_databases_and_broken_urls_are_refused(url: str) -> None:
     assert problems(CHECKLY_ETL_WAREHOUSE_URL=url).startswith("CHECKLY_ETL_WAREHOUSE_URL must be ")
 
 
+@pytest.mark.parametrize("character", ["@", "/", "?", "#", "[", "]"])
+@pytest.mark.parametrize("rest", ["127.0.0.1/x", "127.0.0.1:5432/x?sslmode=require", "[::1]/x", "/x?host=/run"])
+def test_a_password_that_is_not_percent_encoded_is_refused_whatever_follows(character: str, rest: str) -> None:
+    for password in (f"Sup{character}rhunter2", f"1234{character}hunter2", f"Sup@r{character}hunter2"):
+        problem = problems(CHECKLY_ETL_WAREHOUSE_URL=f"postgresql://etl:{password}@{rest}")
+        assert problem.startswith(
+            "CHECKLY_ETL_WAREHOUSE_URL must be a URL whose password is percent-encoded (%40 for"
+        )
+
+
+@pytest.mark.parametrize(
+    "password", ["hunter2/x", "12345/hunter2", "hunter2?x", "hunter2#x", "x@hunter2", "[hunter2"]
+)
+def test_a_brokers_password_that_is_not_percent_encoded_is_told_with_all_other_mistakes(password: str) -> None:
+    text = "inbox: [{url: 'redis://default:${RP}@h:6379/9', queue: q}, {url: 'amqp://u:${RP}@h/v', queue: q}]"
+    first, second, third = problems(text, RP=password, CHECKLY_ETL_EXPORT__LEASE="1").splitlines()
+    assert first.startswith("CHECKLY_ETL_EXPORT__LEASE")
+    assert second.startswith("config.yaml: inbox[0].url must be a URL whose password is percent-encoded (%40 for @, ")
+    assert third.startswith("config.yaml: inbox[1].url must be a URL whose password is percent-encoded (%40 for @, ")
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2", "redis://h:port/0", "amqp://[::1/v", "amqp://u:${P}@h:99999/"])
+def test_a_brokers_url_that_is_none_is_refused_without_a_parsers_words(url: str) -> None:
+    problem = problems(f"inbox: [{{url: '{url}', queue: q}}]", P="hunter2")
+    assert problem.startswith("config.yaml: inbox[0].url must be the URL of a Redis ")
+    assert problem.endswith("amqps:// with TLS)")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hunter2@/db?host=/var/run/postgresql", "postgresql://u:***@/db?host=/var/run/postgresql"),
+        (
+            "postgresql://u:hunter2@h/db?options=-c%20search_path%3Da",
+            "postgresql://u:***@h/db?options=-c%20search_path%3Da",
+        ),
+        ("postgresql://u:hunter2@a,b/db", "postgresql://u:***@a,b/db"),
+        ("postgresql://u:hunter2@/db?host=a:5432&host=b:5432", "postgresql://u:***@/db?host=a:5432&host=b:5432"),
+        ("postgresql://u:hunter2@[::1]:5432/db", "postgresql://u:***@[::1]:5432/db"),
+        ("postgresql://u@[::1]:5432/db", "postgresql://u@[::1]:5432/db"),
+        ("postgresql://me%40there:hunter2%2F%40%23@h/db", "postgresql://me%40there:***@h/db"),
+        ("postgresql://u:h:u:hunter2@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://h/db?user=me@there", "postgresql://h/db?user=me@there"),
+        ("postgresql://h:5432/db?user=u&password=hunter2", "postgresql://h:5432/db?user=u&password=***"),
+        ("sqlite:////path/with@sign.db", "sqlite:////path/with@sign.db"),
+        ("sqlite:////path:1/with@sign.db", "sqlite:////path:1/with@sign.db"),
+    ],
+)
+def test_a_url_that_is_one_is_taken_and_shown_without_its_password(url: str, shown: str) -> None:
+    settings = read(CHECKLY_ETL_WAREHOUSE_URL=url)
+    assert (settings.warehouse.url.reveal(), settings.warehouse.shown) == (url, shown)
+    assert all("hunter2" in secret for secret in settings.secrets)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -179,6 +251,7 @@ def test_other_databases_and_broken_urls_are_refused(url: str) -> None:
         ("export: {lease: 1m, lease: 2m}", "the key lease stands twice"),
         ("export: {\n  x: ]", "not valid YAML at line 2, column 6"),
         ("checkly: {max_body: 0}", "64 MB"),
+        ("checkly: {max_body: 64}", "checkly.max_body must be a size with its unit such as 64 MB, 500 KB or 1 GB"),
         ("checkly: {api_url: 'http://example.com'}", "unencrypted"),
         ("checkly: {api_url: 'ftp://example.com'}", "http(s) URL"),
         ("checkly: {accounts: [{name: x}]}", "accounts[0] needs the account's id"),
@@ -188,6 +261,11 @@ def test_other_databases_and_broken_urls_are_refused(url: str) -> None:
         ("schedule: {cron: '* * * * *', interval: 1m}", "exclude each other"),
         ("schedule: {cron: hourly}", "five fields"),
         ("schedule: {timezone: Mars/Base}", "time zone"),
+        (
+            "inbox: 'redis://:hunter2@h'",
+            "config.yaml: inbox: must be a list such as [{file: ids.txt}], not a single value",
+        ),
+        ("export:\n\tlease: 1m", "not valid YAML at line 2, column 1: a tab; YAML is indented by blanks"),
         ("inbox: [{file: x, queue: y}]", "either a file, or a url and its queue"),
         ("observe: {listen: '0.0.0.0:80'}", "CHECKLY_ETL_OBSERVE__TOKEN"),
         ("observe: {listen: '80'}", "address and a port"),
@@ -242,6 +320,18 @@ def test_missing_credentials_are_named_only_when_they_are_needed(missing: str) -
     assert len(caught.value.problems) == 1
 
 
+def test_a_key_whose_variable_is_not_set_is_missed_only_when_it_is_needed() -> None:
+    assert load(ROOT / "config.example.yaml", {}) == load(None, {})
+    with pytest.raises(ConfigError, match="CHECKLY_API_KEY and CHECKLY_ACCOUNT_ID, and CHECKLY_API_KEY is not set"):
+        read("checkly: {api_key: '${CHECKLY_API_KEY}'}", CHECKLY_ACCOUNT_ID=A).require_accounts()
+    with pytest.raises(ConfigError, match=f"{A} has no API key: its variable SHOP_KEY is not set"):
+        read("checkly: {api_key: '${SHOP_KEY}'}", CHECKLY_ACCOUNT_ID=A).require_accounts()
+    assert "the environment variable SHOP_KEY is not set" in problems("observe: {token: '${SHOP_KEY}'}")
+    assert "SHOP_KEY_FILE: the file that it names cannot be read" in problems(
+        "checkly: {api_key: '${SHOP_KEY}'}", SHOP_KEY_FILE="nowhere"
+    )
+
+
 def test_the_default_account_is_the_one_of_the_environment() -> None:
     text = f"checkly: {{accounts: [{{id: {A}}}, {{id: {B}, api_key_env: KEY_B, retention: 30d}}]}}"
     settings = read(text, CHECKLY_ACCOUNT_ID=B, CHECKLY_API_KEY="a", KEY_B="b")
@@ -254,7 +344,9 @@ def test_the_default_account_is_the_one_of_the_environment() -> None:
         read(text, CHECKLY_API_KEY="a").require_accounts()
 
 
-@pytest.mark.parametrize(("text", "size"), [("64MB", 64_000_000), ("500 KB", 500_000), ("1 gb", 10**9), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("64MB", 64_000_000), ("500 KB", 500_000), ("1 gb", 10**9), ("7000000", 7 * 10**6)]
+)
 def test_sizes_are_decimal(text: str, size: int) -> None:
     assert read(f"checkly: {{max_body: {text}}}").checkly.max_body == size
 

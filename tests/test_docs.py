@@ -118,6 +118,22 @@ def test_every_table_and_view_exists(document: Path) -> None:
             assert name in known or is_column, f"there is no table {name}"
 
 
+def test_crons_line_hands_on_what_a_file_for_systemd_sets(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^    \*/15 \* \* \* \*  (.+)$", _text(ROOT / "README.md"), re.MULTILINE)
+    (tmp_path / "env").write_text("# a comment\nCHECKLY_API_KEY='cu_1&2'\nCHECKLY_ACCOUNT_ID=3\n", encoding="utf-8")
+    program = tmp_path / "checkly-etl"
+    program.write_text('#!/bin/sh\necho "$CHECKLY_API_KEY $CHECKLY_ACCOUNT_ID $@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-c", line.replace("/srv/checkly", str(tmp_path))],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "cu_1&2 3 sync -q --max-time 10m\n"
+
+
 def test_the_readme_names_every_table_for_analysts() -> None:
     text = _text(ROOT / "README.md")
     missing = [name for name in metadata.tables if not name.startswith("etl_") and f"`{name}`" not in text]

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.cli.arguments import Arguments, ids_of, make_parser, range_of, texts_of, when
@@ -31,7 +30,7 @@ from etl.cli.composition import (
     secrets_of,
     user_agent,
 )
-from etl.cli.output import as_dict, dead_lines, done, end_run, fail, shown_lines, status_lines, utc
+from etl.cli.output import as_dict, dead_lines, done, end_run, fail, say, shown_lines, status_lines, to_stdout, utc
 from etl.cli.version import version
 from etl.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_WARNING, ConfigError, EtlError, runbook
 from etl.redaction import Redactor
@@ -56,10 +55,8 @@ def run(argv: Sequence[str]) -> int:
         return fail([str(error)], error.exit_code, redactor, wants_json)
     except Signalled as signalled:
         return fail([], 128 + signalled.number, redactor, wants_json, outcome="interrupted")
-    except BrokenPipeError:
-        # The reader of our stdout went away (`| head`): not an error, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(getattr(arguments, "exit_code", EXIT_OK))
+    except SystemExit:
+        return EXIT_OK  # argparse has said what --help or --version asked for
     except Exception as error:
         logging.getLogger(__name__).critical(
             "a bug in checkly-etl, please report it", exc_info=error, extra=runbook("bug")
@@ -95,7 +92,7 @@ def _migrate(arguments: Arguments) -> int:
     settings = load_settings(arguments)
     with open_database(settings, create=True, check=False) as database:
         changed = schema.migrate(database)
-        print(f"{'migrated' if changed else 'already current'}: {database.name}")
+        say(f"{'migrated' if changed else 'already current'}: {database.name}")
     return EXIT_OK
 
 
@@ -321,13 +318,8 @@ def _report(arguments: Arguments) -> int:
             )
         )
     if is_piped:
-        try:
+        with to_stdout("the report"):
             sys.stdout.buffer.write(made.html.encode())
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise ConfigError(f"the report cannot be written to stdout: {error.strerror}") from None
         return EXIT_OK
     path = report.write(made, arguments.output)
     size = len(made.html.encode())
@@ -342,7 +334,7 @@ def _report(arguments: Arguments) -> int:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from etl import doctor
+    from etl import config, doctor
 
     settings = load_settings(arguments)
     found: list[doctor.Finding] = []
@@ -351,9 +343,9 @@ def _doctor(arguments: Arguments) -> int:
         found.append(finding)
         if not arguments.json:  # each at once: the next one may take its time
             mark = finding.status.replace("failed", "FAILED")
-            print(arguments.redactor.hide(one_line(f"{mark:8} {finding.what}: {finding.text}")), flush=True)
+            say(arguments.redactor.hide(one_line(f"{mark:8} {finding.what}: {finding.text}")))
 
-    source = arguments.config or (Path("config.yaml") if Path("config.yaml").exists() else "the environment alone")
+    source = arguments.config or (config.DEFAULT_FILE if config.has_default_file() else "the environment alone")
     tell(doctor.Finding("settings", EXIT_OK, f"read from {source}"))
     for finding in doctor.examine(settings, user_agent()):
         tell(finding)
@@ -381,10 +373,12 @@ def _simulate(arguments: Arguments) -> int:
         )
     except OSError as error:
         raise ConfigError(f"{arguments.host}:{arguments.port} cannot be used: {error.strerror or error}") from error
-    print(f"A simulated Checkly API answers at {simulator.url}")
-    print(f"  export CHECKLY_API_URL={simulator.url} CHECKLY_ACCOUNT_ID={simulator.account_id}")
     key = "the key that --api-key gave" if arguments.api_key else "anything"
-    print(f"  export CHECKLY_API_KEY=...   ({key})", flush=True)
+    say(
+        f"A simulated Checkly API answers at {simulator.url}",
+        f"  export CHECKLY_API_URL={simulator.url} CHECKLY_ACCOUNT_ID={simulator.account_id}",
+        f"  export CHECKLY_API_KEY=...   ({key})",
+    )
     simulator.serve_forever()
     return EXIT_OK
 
@@ -394,9 +388,7 @@ def _demo(arguments: Arguments) -> int:
 
     stop = threading.Event()
     with Signals(stop, grace=5.0) as signals:
-        outcome = demo.run(
-            lambda line: print(line, flush=True), arguments.bar or pipeline.Silent(), user_agent(), stop
-        )
+        outcome = demo.run(say, arguments.bar or pipeline.Silent(), user_agent(), stop)
     return 128 + signals.number if signals.number is not None else outcome.exit_code
 
 

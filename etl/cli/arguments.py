@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from etl.cli.version import version
 from etl.errors import ConfigError
@@ -62,6 +62,8 @@ def range_of(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime
             except ValueError as error:
                 problems.append(f"{name}: {error}")
     since, until = times["--since"], times["--until"]
+    if since is not None and since > moment:
+        problems.append(_still_to_come("--since", since))
     if since is not None and until is not None and until <= since:
         problems.append("--until must be after --since")
     if problems or since is None:
@@ -70,12 +72,20 @@ def range_of(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime
 
 
 def when(name: str, text: str, moment: datetime) -> datetime:
+    """A time in the past."""
     from etl.config import parse_when
 
     try:
-        return parse_when(text, moment)
+        found = parse_when(text, moment)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+    if found > moment:
+        raise ConfigError(_still_to_come(name, found))
+    return found
+
+
+def _still_to_come(name: str, time: datetime) -> str:
+    return f"{name} {time:%Y-%m-%d %H:%M} UTC is still to come: give a time that has passed"
 
 
 def _duration(text: str) -> timedelta:
@@ -98,6 +108,12 @@ def _moment(text: str) -> datetime:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _file(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: name a file, or leave it out")
+    return Path(text)
+
+
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
@@ -108,6 +124,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see: {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A command knows all of its arguments: argparse would leave it to the program to refuse the others."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line. `parse_args` of it raises ConfigError for what it does not understand."""
@@ -115,7 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     group = common.add_argument_group("global options, before or after the command")
     group.add_argument(
-        "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="settings (config.yaml)"
+        "--config", metavar="FILE", type=_file, default=argparse.SUPPRESS, help="settings (config.yaml)"
     )
     group.add_argument(
         "--log-format", choices=("text", "json"), default=argparse.SUPPRESS, help="format of the log on stderr"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from etl.cli.arguments import Arguments
-from etl.errors import EXIT_OK
+from etl.errors import EXIT_OK, ConfigError
 from etl.redaction import Redactor
 from etl.terminal import one_line
 
@@ -20,13 +22,36 @@ if TYPE_CHECKING:
     from etl.session_queue import DeadLetter
 
 
+@contextmanager
+def to_stdout(what: str = "the result") -> Iterator[None]:
+    """What is written within goes out at once: that a disk is full is told while there is somebody to tell it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try, and fail, once more with what is left in its buffer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader went away (`| head`), which is his right
+            raise ConfigError(f"{what} cannot be written to stdout: {error.strerror}") from None
+
+
+def say(*lines: str) -> None:
+    """Print lines of a result."""
+    with to_stdout():
+        for line in lines:
+            print(line)
+
+
 def fail(
     problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool, outcome: str = "failed"
 ) -> int:
     for problem in problems:
         print(redactor.hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     if wants_json:
-        _print_json({"outcome": outcome, "error": redactor.hide("; ".join(problems)) or None, "exit_code": exit_code})
+        with suppress(ConfigError):  # why this failed is told
+            _say_json(
+                {"outcome": outcome, "error": redactor.hide("; ".join(problems)) or None, "exit_code": exit_code}
+            )
     return exit_code
 
 
@@ -35,37 +60,36 @@ def done(
 ) -> int:
     """End a command that is no run: its result on stdout, as one object or as lines, what went wrong on stderr."""
     hide = arguments.redactor.hide  # what the API told may hold what it was told
-    arguments.exit_code = code  # should nobody read stdout any more
     for problem in problems:
         print(hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
     if arguments.json:
         outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
-        _print_json(_hidden({**outcome, "exit_code": code, **value}, hide))
+        _say_json(_hidden({**outcome, "exit_code": code, **value}, hide))
     else:
-        for line in text:
-            print(hide(one_line(line)))
+        say(*(hide(one_line(line)) for line in text))
     return code
 
 
 def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signals) -> int:
     exit_code = 128 + signals.number if signals.number is not None else outcome.exit_code
-    arguments.exit_code = exit_code
     error = arguments.redactor.hide(outcome.error) if outcome.error else None
     is_quiet = arguments.quiet and exit_code == EXIT_OK  # a cron job that went well sends no mail
     if arguments.json:
-        _print_json(
+        _say_json(
             {"command": command, "outcome": outcome.word, "error": error, "exit_code": exit_code}
             | {"test_sessions_listed": outcome.listed, "test_sessions_enqueued": outcome.enqueued}
             | outcome.counters
             | ({"test_sessions": outcome.waited} if getattr(arguments, "wait", None) else {})
         )
     elif not is_quiet:
-        print(outcome.summary(command))
-        for row in outcome.waited:
-            print(
+        say(
+            outcome.summary(command),
+            *(
                 f"test session {row['test_session_id']} {row['status']}, "
                 + (f"verdict {row['verdict']}" if row["is_final"] else "not final yet")
-            )
+                for row in outcome.waited
+            ),
+        )
     if getattr(arguments, "log_format", "text") == "json":
         logging.getLogger(__name__).info(outcome.summary(command), extra={"command": command, **outcome.fields})
     if outcome.is_interrupted or (outcome.is_out_of_time and not is_quiet):
@@ -172,8 +196,8 @@ _ADVICE = {
 _ADVICE_ELSE = "dead retry ID to try again, dead discard ID to give it up"
 
 
-def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, default=_as_json, ensure_ascii=False))
+def _say_json(value: Mapping[str, Any]) -> None:
+    say(json.dumps(value, default=_as_json, ensure_ascii=False))
 
 
 def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
