@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
@@ -187,14 +186,3 @@ def test_a_field_of_a_log_line_is_no_way_around_the_redactor() -> None:
     for style in ("json", "text"):
         assert "cu_secret" not in terminal._Formatter(redactor, style).format(record)
     assert errors.runbook("bug") == {"runbook": "bug"}
-
-
-@pytest.mark.parametrize("word", ["pass", "password", "Password", "postgres", "2026", "session", "us"])
-def test_a_secret_that_is_an_ordinary_word_is_not_told_by_what_is_missing_in_a_sentence(word: str) -> None:
-    sentence = "2026-01-31: this pass failed: the password of postgresql://us@h must be given for a test session"
-    assert Redactor([word]).hide(sentence) == sentence
-
-
-@pytest.mark.parametrize("secret", ["pa55", "hunter2", "p@ss", "correcthorse", "qwertzui", "12345678", "password1"])
-def test_any_other_secret_is_hidden_wherever_it_stands(secret: str) -> None:
-    assert Redactor([secret]).hide(f"x{secret}x, {quote(secret, safe='')}") == "x***x, ***"

@@ -62,8 +62,6 @@ def range_of(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime
             except ValueError as error:
                 problems.append(f"{name}: {error}")
     since, until = times["--since"], times["--until"]
-    if since is not None and since > moment:
-        problems.append(_still_to_come("--since", since))
     if since is not None and until is not None and until <= since:
         problems.append("--until must be after --since")
     if problems or since is None:
