@@ -89,7 +89,7 @@ def _alone() -> Iterator[None]:
         FOLDER.mkdir(exist_ok=True)
         folder = os.open(FOLDER, os.O_RDONLY)
     except OSError as error:
-        raise ConfigError(f"{FOLDER.absolute()} cannot be used: {error.strerror}") from error
+        raise ConfigError(f"the folder {FOLDER} cannot be used here: {error.strerror}") from error
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -712,8 +712,9 @@ def freshness(connection: Connection) -> list[Row]:
 
 def when_lost(hours_until_loss: float) -> str:
     """The same as people say it."""
-    is_to_come = hours_until_loss > 0
-    return f"in {hours_until_loss:.1f} hours" if is_to_come else f"since {-hours_until_loss:.1f} hours"
+    hours = abs(hours_until_loss)
+    told = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+    return f"{'in' if hours_until_loss > 0 else 'since'} {told}"
 
 
 _IS_STALE = and_(

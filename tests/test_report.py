@@ -413,6 +413,8 @@ def test_report_writes_a_page_and_says_what_is_in_it(program: Program, tmp_path:
     plain = program("report", "--since", "2026-11-01")
     assert plain.code == 0
     assert plain.out.startswith("report.html: ")
+    assert " days, " in plain.out
+    assert " executions of 1 day, " in program("report", "--since", "1s").out
     assert sorted(path.name for path in tmp_path.glob("*.html*")) == ["page.html", "report.html"]
 
 

@@ -749,6 +749,14 @@ def test_freshness_is_of_typed_values(database: Database) -> None:
     assert found[None]["oldest_due_at"].tzinfo is not None
 
 
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(47.9, "in 47.9 hours"), (48, "in 2.0 days"), (0, "since 0.0 hours"), (-1251.5, "since 52.1 days")],
+)
+def test_a_loss_that_is_far_away_is_told_in_days(hours: float, said: str) -> None:
+    assert warehouse.when_lost(hours) == said
+
+
 def test_stale_sessions_are_running_ones_that_nobody_will_read_again(database: Database) -> None:
     save(
         database,

@@ -324,7 +324,8 @@ def _report(arguments: Arguments) -> int:
     path = report.write(made, arguments.output)
     size = len(made.html.encode())
     counts = {"days": made.days, "test_sessions": made.test_sessions, "executions": made.executions}
-    lines = [f"{arguments.output}: {made.executions:,} executions of {made.days} days, {size / 1e6:.2f} MB"]
+    days = f"{made.days} day{'s' * (made.days > 1)}"
+    lines = [f"{arguments.output}: {made.executions:,} executions of {days}, {size / 1e6:.2f} MB"]
     if made.is_empty:
         lines.append("nothing is exported yet; the page says what to do next")
     problems = []
