@@ -473,10 +473,10 @@ def _absolute(path: Path) -> Path:
 def _is_missing(path: Path) -> bool:
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:  # whoever may not look cannot tell; SQLite will say so
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    except ValueError:  # a NUL
         return True
-    except OSError:  # whoever may not look cannot tell; SQLite will say so
-        pass
     return False
 
 

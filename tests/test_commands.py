@@ -512,6 +512,16 @@ def test_a_disk_that_is_full_for_the_result_is_told_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 | true", "2>/dev/full >/dev/full"])
+@pytest.mark.parametrize("command", ["enqueue junk", "enqueue junk --json", "frobnicate", "frobnicate --json"])
+def test_a_problem_counts_when_nobody_can_be_told(
+    command: str, redirection: str, new_warehouse: Callable[[str], str]
+) -> None:
+    env = environment("http://127.0.0.1:9", new_warehouse("sqlite"))
+    done = in_a_shell(f"trap '' PIPE; checkly-etl {command} {redirection}; exit ${{PIPESTATUS[0]}}", **env)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_problem_is_told_and_counts_when_nobody_reads_the_result(
     warehouse_url: str, database: Database, unbuffered: str

@@ -42,11 +42,16 @@ def say(*lines: str) -> None:
             print(line)
 
 
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody reads it: no reason to end otherwise
+        print(text, file=sys.stderr)
+
+
 def fail(
     problems: Sequence[str], exit_code: int, redactor: Redactor, wants_json: bool, outcome: str = "failed"
 ) -> int:
     for problem in problems:
-        print(redactor.hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
+        _complain(redactor.hide(one_line(f"checkly-etl: {problem}")))
     if wants_json:
         with suppress(ConfigError):  # why this failed is told
             _say_json(
@@ -61,7 +66,7 @@ def done(
     """End a command that is no run: its result on stdout, as one object or as lines, what went wrong on stderr."""
     hide = arguments.redactor.hide  # what the API told may hold what it was told
     for problem in problems:
-        print(hide(one_line(f"checkly-etl: {problem}")), file=sys.stderr)
+        _complain(hide(one_line(f"checkly-etl: {problem}")))
     if arguments.json:
         outcome = {"outcome": "ok" if code == EXIT_OK else "failed", "error": "; ".join(problems) or None}
         _say_json(_hidden({**outcome, "exit_code": code, **value}, hide))
@@ -93,9 +98,9 @@ def end_run(arguments: Arguments, command: str, outcome: Outcome, signals: Signa
     if getattr(arguments, "log_format", "text") == "json":
         logging.getLogger(__name__).info(outcome.summary(command), extra={"command": command, **outcome.fields})
     if outcome.is_interrupted or (outcome.is_out_of_time and not is_quiet):
-        print("checkly-etl: stopped before the end, claims given back; run it again to go on", file=sys.stderr)
+        _complain("checkly-etl: stopped before the end, claims given back; run it again to go on")
     if outcome.counters["test_sessions_dead"]:
-        print("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list", file=sys.stderr)
+        _complain("checkly-etl: some test sessions could not be exported; see: checkly-etl dead list")
     return exit_code
 
 
