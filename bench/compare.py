@@ -434,7 +434,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etl-bench-")))
         server = os.environ.get("TEST_DATABASE_URL")
         if not server:
-            from tests.torture.servers import OwnPostgres
+            from tests.servers import OwnPostgres
 
             server = stack.enter_context(OwnPostgres()).url
         # As after an install: our modules are compiled, and nothing that is set here makes Python another one.

@@ -29,7 +29,7 @@ import psycopg
 
 from tests.brokers import amqp_declare, amqp_publish, redis_push
 from tests.documents import uuid
-from tests.torture.servers import OwnPostgres
+from tests.servers import OwnPostgres
 from tests.torture.test_daemon import (
     DETAIL,
     QUEUE,

@@ -309,7 +309,7 @@ _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 def _size(raw: object) -> int:
     match = re.fullmatch(r"([0-9]{1,12})\s*([KMG]?B|)", raw.strip().upper()) if isinstance(raw, str) else None
     if not match or not int(match[1]):
-        raise ValueError("a size with its unit such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
+        raise ValueError("a size such as 64 MB, 500 KB or 1 GB (1 MB = 1,000,000 bytes)")
     return int(match[1]) * _SIZES[match[2]]
 
 

@@ -28,7 +28,7 @@ from pika.exceptions import AMQPError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.torture.servers import free_port
+from tests.servers import free_port
 
 START_SECONDS = 120  # RabbitMQ needs seven on an idle machine
 STOP_SECONDS = 30

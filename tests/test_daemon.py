@@ -28,9 +28,9 @@ from etl.pipeline import Etl, InboxCount, Outcome
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, ENGINES, Program, environment, rows, scalar
 from tests.documents import detail, entry
+from tests.harness import Worker, Workers, wait_until
+from tests.servers import free_port
 from tests.test_alerts import METRICS
-from tests.torture.harness import Worker, Workers, wait_until
-from tests.torture.servers import free_port
 
 on_one_engine = pytest.mark.parametrize("engine_name", ENGINES[:1], indirect=True)
 
@@ -197,7 +197,7 @@ def test_settings_that_are_missing_are_exit_2_at_the_start(start: Callable[..., 
 
 
 def test_a_warehouse_that_cannot_be_reached_yet_is_waited_for(checkly: Simulator, tmp_path: Path) -> None:
-    from tests.torture.servers import OwnPostgres
+    from tests.servers import OwnPostgres
 
     checkly.put_test_session(detail(1), entry(1))
     with OwnPostgres() as server:

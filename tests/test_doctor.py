@@ -33,7 +33,7 @@ from etl.simulator import Simulator, World
 from etl.tables import metadata
 from tests.conftest import ACCOUNT, KEY, Program, Run, environment
 from tests.documents import detail, entry, result, uuid
-from tests.torture.servers import OwnPostgres
+from tests.servers import OwnPostgres
 
 CHECKOUT = Path(__file__).parents[1]
 OTHER_ACCOUNT = "44444444-4444-4444-8444-444444444444"

@@ -17,8 +17,8 @@ from etl.config import InboxQueue, SecretUrl
 from etl.errors import InboxUnavailable
 from etl.inbox import Batch, Source, find_ids, name_of, open_source
 from tests.brokers import OwnRabbitMQ, OwnRedis, amqp_declare, amqp_publish, redis_add, redis_push
-from tests.torture.proxy import Proxy
-from tests.torture.servers import free_port
+from tests.proxy import Proxy
+from tests.servers import free_port
 
 A, B, C, D, E = (f"0{letter}0a0a0a-1111-4222-8333-aaaaaaaaaaaa" for letter in "abcde")
 OTHER = "0c0c0c0c-2222-4222-8333-cccccccccccc"

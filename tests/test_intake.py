@@ -32,8 +32,8 @@ from etl.simulator import Simulator, World
 from tests.brokers import amqp_declare, amqp_publish, redis_add, redis_push
 from tests.conftest import ACCOUNT, ENGINES, Program, content, environment, rows, scalar
 from tests.documents import detail, running, uuid
-from tests.torture.harness import TIMES, rows_that_hold, workers
-from tests.torture.servers import free_port
+from tests.harness import TIMES, rows_that_hold, workers
+from tests.servers import free_port
 
 SESSIONS = 40
 LINK = "https://app.checklyhq.com/accounts/{}/test-sessions/{}"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from etl import config
 from etl.daemon.schedule import Crontab, Schedule, trigger_of
-from tests.torture.harness import wait_until
+from tests.harness import wait_until
 
 BERLIN = ZoneInfo("Europe/Berlin")  # clocks change at 01:00 UTC: 2026-03-29 and 2026-10-25
 NEW_YORK = ZoneInfo("America/New_York")  # 2026-03-08 and 2026-11-01, at 02:00 local time

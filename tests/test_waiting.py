@@ -15,7 +15,7 @@ from etl.pipeline import blame
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, Program, environment, rows, scalar
 from tests.documents import detail, entry, result, running, uuid
-from tests.torture.harness import wait_until
+from tests.harness import wait_until
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from etl import pipeline
 from etl.simulator import Simulator, World
-from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, everything
-from tests.torture.servers import OwnPostgres
+from tests.harness import IS_AT_LENGTH, TIMES, Content, everything
+from tests.servers import OwnPostgres
 
 # What `make test` and `.ci/run` take of all this, in a minute or two; `make torture` takes the whole.
 IN_SHORT = (

@@ -22,7 +22,7 @@ from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import NOW, rows, scalar
 from tests.documents import detail, entry, uuid
-from tests.torture.harness import Worker, Workers, wait_until, workers
+from tests.harness import Worker, Workers, wait_until, workers
 
 FIRST, SECOND, THIRD, STRANGER = (
     f"{digit * 8}-{digit * 4}-4{digit * 3}-8{digit * 3}-{digit * 12}" for digit in "1239"

@@ -24,7 +24,7 @@ from etl import session_queue
 from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import NOW, rows, scalar
-from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, everything, same_rows, wait_until, workers
+from tests.harness import IS_AT_LENGTH, TIMES, Content, everything, same_rows, wait_until, workers
 
 LIST = r"/v1/test-sessions\?"
 DETAIL = "/v1/test-sessions/.+"

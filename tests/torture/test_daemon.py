@@ -43,7 +43,7 @@ from etl.simulator import Simulator, World
 from tests.brokers import OwnRabbitMQ, OwnRedis, amqp_declare, amqp_publish, redis_push
 from tests.conftest import ACCOUNT, KEY, rows, scalar
 from tests.documents import detail, entry, error_group, result, uuid
-from tests.torture.harness import (
+from tests.harness import (
     SECRETS,
     TIMES,
     WAREHOUSE_PASSWORD,
@@ -56,7 +56,7 @@ from tests.torture.harness import (
     wait_until,
     with_password,
 )
-from tests.torture.servers import OwnPostgres, free_port
+from tests.servers import OwnPostgres, free_port
 
 Json = dict[str, Any]
 QUEUE = "checkly-test-sessions"

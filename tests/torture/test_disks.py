@@ -20,7 +20,7 @@ from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import scalar
 from tests.documents import uuid
-from tests.torture.harness import (
+from tests.harness import (
     SECRETS,
     TIMES,
     Content,

@@ -20,7 +20,7 @@ from etl.simulator import Simulator, World
 from etl.simulator.faults import KINDS, Faults
 from tests.conftest import KEY, Program, Run, rows, scalar
 from tests.documents import detail, entry, error_group, uuid
-from tests.torture.harness import TIMES, Content, everything, make_due, same_rows, workers
+from tests.harness import TIMES, Content, everything, make_due, same_rows, workers
 
 Fault = dict[str, Any]
 SHARE = 0.4  # of all calls

@@ -28,7 +28,7 @@ from etl.database import Database
 from etl.pipeline import Etl
 from tests.conftest import ENGINES, Program, content, environment, rows, scalar
 from tests.documents import detail, entry, error_group, result, uuid
-from tests.torture.harness import IS_AT_LENGTH, TIMES, Content, make_due, same_rows
+from tests.harness import IS_AT_LENGTH, TIMES, Content, make_due, same_rows
 from tests.torture.hostile import (
     DEAD,
     NOT_JSON,

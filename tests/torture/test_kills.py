@@ -11,7 +11,7 @@ import pytest
 from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import rows
-from tests.torture.harness import TIMES, Content, everything, same_rows, workers
+from tests.harness import TIMES, Content, everything, same_rows, workers
 
 
 @pytest.fixture

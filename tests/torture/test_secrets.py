@@ -27,7 +27,7 @@ from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, Program, Run, environment, rows
 from tests.documents import detail, uuid
-from tests.torture.harness import (
+from tests.harness import (
     WAREHOUSE_PASSWORD,
     Workers,
     make_due,
@@ -35,7 +35,7 @@ from tests.torture.harness import (
     wait_until,
     with_password,
 )
-from tests.torture.servers import OwnPostgres
+from tests.servers import OwnPostgres
 
 KEY = "cu_" + r"""k"e\y'+/%2F=<é>&$!"""  # all that a header takes and a format may escape
 PROXY_USER, PROXY_PASSWORD = "proxy-user", "proxy/p@ss:wörd\\%"

@@ -26,7 +26,7 @@ from etl.simulator import Simulator, World
 from etl.tables import metadata
 from tests.conftest import NOW, rows, scalar
 from tests.documents import detail, entry, error_group, uuid
-from tests.torture.harness import (
+from tests.harness import (
     SECRETS,
     TIMES,
     Content,
@@ -39,8 +39,8 @@ from tests.torture.harness import (
     wait_until,
     workers,
 )
-from tests.torture.proxy import Proxy
-from tests.torture.servers import OwnPostgres, PgBouncer
+from tests.proxy import Proxy
+from tests.servers import OwnPostgres, PgBouncer
 
 BACKFILL = ("backfill", "--since", "3000d")
 FORCED = (*BACKFILL, "--force")

@@ -23,8 +23,8 @@ from sqlalchemy import text
 from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import KEY, rows, scalar
-from tests.torture.harness import TIMES, Content, Worker, Workers, everything, same_rows, wait_until, workers
-from tests.torture.proxy import Proxy
+from tests.harness import TIMES, Content, Worker, Workers, everything, same_rows, wait_until, workers
+from tests.proxy import Proxy
 
 GRACE = 1.0
 HARD_STOP = 3.0  # what the contract of `schedule.grace` leaves for giving back

@@ -24,7 +24,7 @@ from etl.pipeline import Etl
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, NOW, environment, rows, scalar
 from tests.documents import detail, entry, running, uuid
-from tests.torture.harness import TIMES, Content, Workers, everything, same_rows, wait_until, workers
+from tests.harness import TIMES, Content, Workers, everything, same_rows, wait_until, workers
 
 STEP = timedelta(minutes=5)
 PASSES = 2016 if TIMES >= 50 else 100 if TIMES < 10 else 200  # a week of passes every 5 minutes in `make torture`

@@ -22,7 +22,7 @@ from etl.database import Database
 from etl.simulator import Simulator, World
 from tests.conftest import ACCOUNT, KEY, NOW, rows, scalar
 from tests.documents import detail, entry, error_group, result, uuid
-from tests.torture.harness import (
+from tests.harness import (
     IS_AT_LENGTH,
     SECRETS,
     TIMES,
