@@ -228,8 +228,8 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows], store
     bulk.upsert(connection, test_session_results, for_now)
     executions = [row for rows in told for row in rows.executions or ()]
     if connection.dialect.name == "sqlite":
-        # For its triggers, SQLite keeps each page that a statement changes as it was: rows of a check are neighbours in
-        # most of the indexes. (PostgreSQL's BRIN wants those of a session to be.)
+        # For its triggers, SQLite keeps each page that a statement changes as it was, and in most of the indexes the
+        # rows of a check are neighbours. (PostgreSQL's BRIN wants those of a session to be.)
         executions.sort(key=_check_and_time)
     bulk.insert(connection, check_executions, executions)
 
