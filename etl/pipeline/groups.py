@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -23,11 +24,12 @@ from etl.errors import (
     UnusableSession,
 )
 from etl.normalize import Drift
-from etl.pipeline.blame import FAILURES_IN_A_ROW
 from etl.pipeline.run import AccountRun
 from etl.warehouse import Payload
 
 logger = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = 3  # that failed in a row, each after its short retries: a minute or more, of an API that hangs
 
 
 def refresh_error_groups(run: AccountRun) -> None:
@@ -57,7 +59,7 @@ def refresh_error_groups(run: AccountRun) -> None:
                 raise
             except UnusableSession as error:
                 logger.debug("%s; each error group is asked for by itself", error)
-        _fetch_each(run, sorted(remaining), asked_at)
+        _fetch_each(run, remaining, asked_at)
     except (Forbidden, NotInPlan) as error:
         # It is the account that may not read them, not this one error group.
         run.tell(
@@ -67,11 +69,12 @@ def refresh_error_groups(run: AccountRun) -> None:
         run.warn(f"error groups could not be read, the next pass tries again: {error}", "error-groups")
 
 
-def _fetch_each(run: AccountRun, ids: Sequence[str], asked_at: datetime) -> None:
-    """One that cannot be read holds no other up; several in a row are the API's fault. Raises what that is."""
+def _fetch_each(run: AccountRun, ids: Collection[str], asked_at: datetime) -> None:
+    """One that cannot be read holds no other up; some in a row are the API's fault. Raises what that is."""
     failed: EtlError | None = None
     in_a_row = 0
-    for error_group_id in ids:
+    # In another order each time, so that it is not always the same few that are asked for before it is given up.
+    for error_group_id in random.sample(sorted(ids), len(ids)):
         if run.etl.stop.is_set():
             break
         try:
@@ -80,7 +83,7 @@ def _fetch_each(run: AccountRun, ids: Sequence[str], asked_at: datetime) -> None
         except ApiUnavailable as error:
             failed = error
             in_a_row += 1
-            if in_a_row == FAILURES_IN_A_ROW:
+            if in_a_row == GIVE_UP_AFTER:
                 break
     if failed is not None:
         raise failed
