@@ -646,9 +646,14 @@ def _proxies(api_url: str) -> dict[str, str]:
             parts = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
         except urllib3.exceptions.LocationParseError:
             parts = urllib3.util.Url()
-        if parts.scheme not in ("http", "https") or not parts.host:
+        # A password that is not percent-encoded ends the host for a parser, and its rest is what the @ comes after.
+        is_torn = "@" in (parts.request_uri + (parts.fragment or ""))
+        if parts.scheme not in ("http", "https") or not parts.host or is_torn:
             name = f"{api_url.split(':', 1)[0].upper()}_PROXY"
-            raise ConfigError(f"{name} (or ALL_PROXY) must be the URL of an HTTP proxy, http://HOST:PORT")
+            raise ConfigError(
+                f"{name} (or ALL_PROXY) must be the URL of an HTTP proxy, http://HOST:PORT or "
+                "http://USER:PASSWORD@HOST:PORT with special characters as %XX"
+            )
     return proxies
 
 

@@ -1938,6 +1938,7 @@ def test_a_proxy_for_plain_http_that_wants_a_password_ends_the_call_at_once(
         f"http://user:{PASSWORD}@",
         f"http://user:{PASSWORD}@[::1",
         f"ftp://user:{PASSWORD}@127.0.0.1",
+        *(f"http://user:Sup@r{mark}{PASSWORD}@127.0.0.1:1" for mark in "/?#"),
     ],
 )
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
