@@ -109,7 +109,7 @@ CALL_OUTCOMES = (
 
 @dataclass(slots=True)
 class Calls:
-    """What the client did, for `etl_runs`; it counts under a lock of its own."""
+    """What the client did, for `etl_runs`. The client counts under its lock; to read a number needs none."""
 
     requests: int = 0
     retries: int = 0

@@ -88,10 +88,15 @@ def _pauses(settings: Settings) -> dict[str, datetime]:
             schema.check_current(connection)
             found.update(accounts.paused(connection))
 
+    _wait_for(ask, PAUSES_SECONDS)
+    return found
+
+
+def _wait_for(ask: Callable[[], None], seconds: float) -> None:
+    """What has no end of its own is left alone after so long."""
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PAUSES_SECONDS)
-    return found
+    thread.join(seconds)
 
 
 def _api(settings: Settings, user_agent: str, pauses: Mapping[str, datetime]) -> Iterator[Finding]:
@@ -223,9 +228,7 @@ def _look_up(host: str) -> tuple[list[str], str]:
         except UnicodeError:
             reasons.append("this is no name of a host")
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(LOOKUP_SECONDS)
+    _wait_for(ask, LOOKUP_SECONDS)
     return addresses, reasons[0] if reasons else f"no answer within {LOOKUP_SECONDS:g} s"
 
 

@@ -267,7 +267,7 @@ class Drift:
         if key not in self.found and len(self.found) >= _MOST_DRIFT:
             return
         shown = str(documents.storable(example[:_EXAMPLE_LENGTH]))
-        if _may_be_signed(_ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[0][1], shown)):
+        if _may_be_signed(_unescaped(shown)):
             shown = "a URL that may be signed"
         occurrences, kept = self.found.get(key, (0, shown))
         self.found[key] = (occurrences + 1, min(kept, shown))
@@ -1001,6 +1001,11 @@ def _shown(raw: msgspec.Raw) -> str:
 # What of a word that is a URL comes before its query string or fragment; `tests//pay#1.ts` is none.
 _SIGNED = re.compile(r"((?:(?<=:)|(?<![\w/]))//[^\s?#]*)[?#]\S*")
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+
+
+def _unescaped(json: str) -> str:
+    """About what a piece of JSON says, whose end may be cut off."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[0][1], json)
 
 
 def _may_be_signed(text: str) -> bool:

@@ -46,6 +46,10 @@ _BEHIND_ALL = 1e13  # seconds, in which `claim_order` is counted: more than any 
 _UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": None}
 _q = etl_queue.c
 _IS_BEHIND = _q.claim_order < -_BEHIND_ALL / 2
+_LAST: dict[str, ColumnElement[Any]] = {
+    "priority": case((_q.priority > PRIORITIES[DISCOVERY], PRIORITIES[DISCOVERY]), else_=_q.priority),
+    "claim_order": case((_IS_BEHIND, _q.claim_order), else_=_q.claim_order - _BEHIND_ALL),
+}
 # In the index's own words: SQLite does not see through bound parameters that it could use it.
 _IN_CLAIM_INDEX = text("etl_queue.state IN ('queued', 'leased')")
 
@@ -167,9 +171,9 @@ def enqueue_listed(
 
 
 def count_wanted(connection: Connection, entries: Sequence[Listed], *, force: bool = False) -> int:
-    """How many of the entries `enqueue_listed` would queue, without doing it."""
+    """How many of the entries, each of another id, `enqueue_listed` would queue, without doing it."""
     count = 0
-    for some in chunks(list({entry.test_session_id: entry for entry in entries}.values())):
+    for some in chunks(entries):
         ids = [entry.test_session_id for entry in some]
         known_rows = select(_q.test_session_id, _q.state, _q.summary_sha256).where(_q.test_session_id.in_(ids))
         rows = {row.test_session_id: row for row in connection.execute(known_rows)}
@@ -296,30 +300,16 @@ def lock(connection: Connection, claims: Iterable[Claim]) -> set[str]:
     return {id_ for ids in _by_token(connection, claims) for id_ in ids}
 
 
-def release(connection: Connection, claims: Iterable[Claim]) -> int:
-    """Give claims back as they were, unblamed and due. Returns how many were still ours."""
-    moment = now(connection)
-    count = 0
-    for ids in _by_token(connection, claims):
-        _free(connection, ids, moment)
-        count += len(ids)
-    return count
+def release(connection: Connection, claims: Iterable[Claim], *, last: bool = False) -> int:
+    """Give claims back as they were, unblamed and due. Returns how many were still ours.
 
-
-def release_last(connection: Connection, claims: Iterable[Claim]) -> int:
-    """The same for what may be at fault: behind all others, so that it cannot hold them up in the next pass, too.
-
-    Until it is saved (`defer`). What somebody waits for goes among what was discovered.
+    With `last` what may be at fault: behind all others, so that it cannot hold them up in the next pass, too, until
+    it is saved (`defer`). What somebody waits for goes among what was discovered.
     """
     moment = now(connection)
     count = 0
     for ids in _by_token(connection, claims):
-        _free(connection, ids, moment)
-        last = {
-            "priority": case((_q.priority > PRIORITIES[DISCOVERY], PRIORITIES[DISCOVERY]), else_=_q.priority),
-            "claim_order": case((_IS_BEHIND, _q.claim_order), else_=_q.claim_order - _BEHIND_ALL),
-        }
-        connection.execute(update(etl_queue).where(_ids(ids)).values(last))
+        _free(connection, ids, moment, **(_LAST if last else {}))
         count += len(ids)
     return count
 
@@ -362,9 +352,9 @@ def forget_future(connection: Connection, lease: timedelta) -> None:
         connection.execute(update(etl_queue).where(_ids(some)).values(enqueued_at=moment))
 
 
-def _free(connection: Connection, ids: Sequence[str], moment: datetime) -> None:
-    values = {"state": QUEUED, "available_at": moment, **_UNCLAIMED}
-    connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(values))
+def _free(connection: Connection, ids: Sequence[str], moment: datetime, **more: ColumnElement[Any]) -> None:
+    values = {"state": QUEUED, "available_at": moment, **_UNCLAIMED, **more}
+    connection.execute(update(etl_queue).where(_ids(ids)).values(values))
 
 
 def _by_token(connection: Connection, claims: Iterable[Claim]) -> Iterable[list[str]]:

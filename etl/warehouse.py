@@ -230,11 +230,8 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows], store
     if connection.dialect.name == "sqlite":
         # For its triggers, SQLite keeps each page that a statement changes as it was, and in most of the indexes the
         # rows of a check are neighbours. (PostgreSQL's BRIN wants those of a session to be.)
-        executions.sort(key=_check_and_time)
+        executions.sort(key=attrgetter("check_key", "started_at"))
     bulk.insert(connection, check_executions, executions)
-
-
-_check_and_time = attrgetter("check_key", "started_at")
 
 
 def _save_links(connection: Connection, writing: Sequence[SessionRows], stored: Collection[str]) -> None:

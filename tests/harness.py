@@ -65,13 +65,13 @@ def same_rows(wanted: Content, found: Content) -> None:
     assert not problems, "\n".join(problems)
 
 
-def rows_that_hold(database: Database, secret: str) -> list[str]:
-    """Tables in whose rows a secret stands, anywhere."""
+def rows_that_hold(database: Database, word: str) -> list[str]:
+    """Tables in whose rows it stands, anywhere: a secret, an id."""
     with database.reading() as connection:
         return [
             table.name
             for table in metadata.sorted_tables
-            if any(secret in repr(tuple(row)) for row in connection.execute(table.select()))
+            if any(word in repr(tuple(row)) for row in connection.execute(table.select()))
         ]
 
 

@@ -842,12 +842,13 @@ def test_a_table_that_a_migration_has_locked_is_not_waited_for(
 
 
 @pytest.fixture
-def shared_folder() -> Iterator[Path]:
-    """A folder that every user of the machine may look into, but only its owner may write to."""
+def shared(sqlite_template: Path) -> Iterator[Path]:
+    """A warehouse in a folder that every user of the machine may look into, but only its owner may write to."""
     with tempfile.TemporaryDirectory(prefix="etl-doctor-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        yield folder
+        path = Path(made) / "warehouse.db"
+        shutil.copy(sqlite_template, path)
+        path.parent.chmod(0o755)
+        yield path
 
 
 def as_nobody(simulator: Simulator, path: Path) -> Run:
@@ -871,60 +872,48 @@ def as_nobody(simulator: Simulator, path: Path) -> Run:
     return Run(done.returncode, done.stdout, done.stderr)
 
 
-def test_a_folder_that_cannot_be_written_is_named(
-    sqlite_template: Path, simulator: Simulator, shared_folder: Path
-) -> None:
-    path = shared_folder / "warehouse.db"
-    shutil.copy(sqlite_template, path)
-    path.chmod(0o666)
-    run = as_nobody(simulator, path)
+def test_a_folder_that_cannot_be_written_is_named(simulator: Simulator, shared: Path) -> None:
+    shared.chmod(0o666)
+    run = as_nobody(simulator, shared)
     assert run.code == 3
     told = only_trouble(run, "warehouse")
-    assert f"this user may not write the folder {shared_folder}: chown or chmod it" in told
-    assert str(path) in told
+    assert f"this user may not write the folder {shared.parent}: chown or chmod it" in told
+    assert str(shared) in told
 
 
-def test_a_file_that_can_be_read_but_not_written_is_named(
-    sqlite_template: Path, simulator: Simulator, shared_folder: Path
-) -> None:
-    path = shared_folder / "warehouse.db"
-    shutil.copy(sqlite_template, path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+def test_a_file_that_can_be_read_but_not_written_is_named(simulator: Simulator, shared: Path) -> None:
+    with closing(sqlite3.connect(shared, isolation_level=None)) as writer:
         writer.execute("UPDATE etl_accounts SET pauses = pauses")  # makes -wal and -shm: now it can be read
-        run = as_nobody(simulator, path)
+        run = as_nobody(simulator, shared)
     assert run.code == 3
     told = only_trouble(run, "privileges")
-    assert f"the file {path} and the folder {shared_folder}" in told
+    assert f"the file {shared} and the folder {shared.parent}" in told
     assert "chown or chmod" in told
     assert said(run, "schema", "ok")
 
 
 def test_a_reader_who_may_not_write_the_file_is_refused_before_what_sqlite_makes_beside_it_shuts_its_owner_out(
-    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+    simulator: Simulator, shared: Path
 ) -> None:
-    path = shared_folder / "warehouse.db"
-    shutil.copy(sqlite_template, path)
-    shared_folder.chmod(0o777)
-    run = as_nobody(simulator, path)
+    shared.parent.chmod(0o777)
+    run = as_nobody(simulator, shared)
     assert run.code == 3
     assert "would shut out the user whose file it is" in only_trouble(run, "warehouse")
-    assert [file.name for file in shared_folder.iterdir()] == ["warehouse.db"]
+    assert [file.name for file in shared.parent.iterdir()] == ["warehouse.db"]
 
 
 def test_a_file_beside_the_warehouse_that_belongs_to_somebody_else_is_named(
-    sqlite_template: Path, simulator: Simulator, shared_folder: Path
+    simulator: Simulator, shared: Path
 ) -> None:
-    path = shared_folder / "warehouse.db"
-    shutil.copy(sqlite_template, path)
-    shared_folder.chmod(0o777)
-    path.chmod(0o666)
-    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+    shared.parent.chmod(0o777)
+    shared.chmod(0o666)
+    with closing(sqlite3.connect(shared, isolation_level=None)) as writer:
         writer.execute("UPDATE etl_accounts SET pauses = pauses")
         for suffix in ("-wal", "-shm"):
-            Path(f"{path}{suffix}").chmod(0o644)
-        run = as_nobody(simulator, path)
+            Path(f"{shared}{suffix}").chmod(0o644)
+        run = as_nobody(simulator, shared)
     assert run.code == 3
-    assert f"the file {path}-wal and the file {path}-shm: chown or chmod" in only_trouble(run, "privileges")
+    assert f"the file {shared}-wal and the file {shared}-shm: chown or chmod" in only_trouble(run, "privileges")
 
 
 def test_a_file_that_somebody_keeps_locked_is_a_warning_after_3_s(patient: Program) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -243,6 +244,26 @@ def test_a_piece_whose_transaction_was_rolled_back_is_done_again(database: Datab
     assert scalar(database, "SELECT count(*) FROM etl_checks WHERE has_streaks AND rolled_up_for IS NOT NULL") == (
         scalar(database, "SELECT count(*) FROM etl_checks")
     )
+
+
+def test_a_refresh_over_midnight_ends_and_the_next_one_does_the_rest(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.writing() as connection:
+        a_month(database).insert(connection)
+    days, pieces = itertools.count(), 0
+    with monkeypatch.context() as patch:
+        patch.setattr(rollups, "_today", lambda _: f"day {next(days)}")
+        for step in database.read(rollups.steps):
+            after = rollups.BEGIN
+            while after is not rollups.END:
+                after = database.run(partial(step, after=after))
+                pieces += 1
+                assert pieces < 200, "it goes round"
+    checks = "SELECT count(*) FROM etl_checks"
+    assert scalar(database, f"{checks} WHERE rolled_up_for IS NOT NULL") == 0
+    pipeline.refresh_rollups(database)
+    assert scalar(database, f"{checks} WHERE rolled_up_for IS NOT NULL") == scalar(database, checks) > 0
 
 
 def test_a_refresh_waits_for_a_writer_who_is_not_done(database: Database) -> None:

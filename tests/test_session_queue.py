@@ -231,7 +231,7 @@ def test_what_may_be_at_fault_comes_last_until_it_is_saved(database: Database) -
     before = row(database, 1)
     for _ in range(2):  # once is as far behind as twice
         suspects = [one for one in claim(database) if one.test_session_id in (id_(1), id_(4))]
-        assert database.run(partial(session_queue.release_last, claims=suspects)) == 2
+        assert database.run(partial(session_queue.release, claims=suspects, last=True)) == 2
         database.run(session_queue.release_dead)
         with database.writing() as connection:
             connection.execute(text("UPDATE etl_queue SET state = 'queued', available_at = enqueued_at"))

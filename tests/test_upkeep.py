@@ -11,9 +11,10 @@ from sqlalchemy import Connection, text
 from etl import session_queue, upkeep
 from etl.database import Database
 from etl.simulator import Simulator, World
-from etl.tables import etl_payloads, metadata
+from etl.tables import etl_payloads
 from tests.conftest import Program, content, environment, rows, scalar
 from tests.documents import detail, entry, error_group, result, uuid
+from tests.harness import rows_that_hold
 
 CONTENT = ("test_sessions", "test_session_results", "check_executions", "test_session_error_groups")
 
@@ -147,16 +148,6 @@ def test_a_time_that_is_none_is_wrong_usage(etl: Program, before: str) -> None:
 # --- forget --------------------------------------------------------------------------------------------------------
 
 
-def everything_of(database: Database, id_: str) -> list[str]:
-    """Tables that still hold the id, anywhere."""
-    with database.reading() as connection:
-        return [
-            table.name
-            for table in metadata.sorted_tables
-            if any(id_ in repr(tuple(row)) for row in connection.execute(table.select()))
-        ]
-
-
 def with_groups(number: int, *groups: int) -> dict[str, object]:
     ids = [uuid(0xE000 + group) for group in groups]
     return detail(number, errorGroupIds=ids, results=[result(1, errorGroupIds=ids)])
@@ -175,11 +166,11 @@ def test_everything_of_a_session_goes_and_what_others_share_stays(
     (gone,) = run.json["forgotten"]
     assert gone["test_sessions"] == 1
     assert gone["error_groups"] == [uuid(0xE001)]
-    assert everything_of(database, uuid(1)) == ["etl_queue"], "that it must not come back"
+    assert rows_that_hold(database, uuid(1)) == ["etl_queue"], "that it must not come back"
     (row,) = rows(database, "SELECT state, summary, summary_sha256, session_created_at FROM etl_queue")
     assert row == {"state": "discarded", "summary": None, "summary_sha256": None, "session_created_at": None}
-    assert everything_of(database, uuid(0xE001)) == []
-    assert "error_groups" in everything_of(database, uuid(0xE002))
+    assert rows_that_hold(database, uuid(0xE001)) == []
+    assert "error_groups" in rows_that_hold(database, uuid(0xE002))
     assert [str(row["test_session_id"]) for row in rows(database, "SELECT * FROM test_sessions")] == [uuid(2)]
 
 

@@ -70,7 +70,7 @@ def range_of(arguments: Arguments, moment: datetime) -> tuple[datetime, datetime
 
 
 def when(name: str, text: str, moment: datetime) -> datetime:
-    """A time in the past."""
+    """A time in the past. Raises ConfigError for one that is none, or still to come."""
     from etl.config import parse_when
 
     try:
@@ -78,12 +78,8 @@ def when(name: str, text: str, moment: datetime) -> datetime:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
     if found > moment:
-        raise ConfigError(_still_to_come(name, found))
+        raise ConfigError(f"{name} {found:%Y-%m-%d %H:%M} UTC is still to come: give a time that has passed")
     return found
-
-
-def _still_to_come(name: str, time: datetime) -> str:
-    return f"{name} {time:%Y-%m-%d %H:%M} UTC is still to come: give a time that has passed"
 
 
 def _duration(text: str) -> timedelta:

@@ -154,8 +154,9 @@ def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: b
             counted: set[str] = set()  # a list that grows meanwhile shows some twice
             for page in client.list_test_sessions(since=since, until=until):
                 found = listed_entries(page)
-                entries = [entry for entry in found if entry.test_session_id not in counted]
-                counted.update(entry.test_session_id for entry in entries)
+                new = {entry.test_session_id: entry for entry in found if entry.test_session_id not in counted}
+                counted.update(new)
+                entries = list(new.values())
                 wanted = etl.database.run(partial(session_queue.count_wanted, entries=entries, force=force))
                 pages += 1
                 listed += len(found)
@@ -291,8 +292,7 @@ def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
         else:
             outcome.warn(
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, "
-                f"{warehouse.when_lost(hours)}; "
-                "see: checkly-etl status",
+                f"{warehouse.when_lost(hours)}; see: checkly-etl status",
                 "loss-near",
             )
 

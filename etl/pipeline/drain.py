@@ -273,9 +273,7 @@ class _Drain:
             batch.fetched.append(result)
             return None
         match result.error:
-            case ApiUnavailable():
-                self._suspects.add(result, result.error, what="test session", id_=claim.test_session_id)
-            case PayloadError() if item.document is None:  # the client's: not what it had asked for
+            case ApiUnavailable() | PayloadError() if item.document is None:  # no answer, or not what was asked for
                 self._suspects.add(result, result.error, what="test session", id_=claim.test_session_id)
             case LargeDocument():
                 self._answered(batch)

@@ -122,8 +122,7 @@ def _fetch(run: AccountRun, error_group_id: str, asked_at: datetime) -> None:
             run.call(lambda: next(run.client.list_error_groups()))  # raises it, too, if it is meant for all of them
         run.tell(f"{error}; the next pass asks again", "error-groups")
         if isinstance(error, PayloadError):
-            drift = Drift()
-            drift.note(ERROR_GROUP, error.json_path, error.reason)
+            drift = _drift_of(error)
             run.database.run(lambda c: warehouse.save_drift(c, [drift]))
     else:
         _save(run, [(error_group_id, document)], asked_at)
@@ -138,12 +137,11 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]], asked_at: date
         except PayloadError as error:
             # It stays unknown, so that the next pass asks again; `status` shows what is wrong with it.
             logger.debug("error group %s has an unusable document: %s", error_group_id, error)
-            drifts.append(Drift())
-            drifts[-1].note(ERROR_GROUP, error.json_path, error.reason)
+            drifts.append(_drift_of(error))
             continue
         drifts.append(batch[-1].drift)
 
-    usable = {rows.error_group["error_group_id"]: rows for rows in batch}
+    usable = {rows.error_group["error_group_id"] for rows in batch}
 
     def write(connection: Connection) -> None:
         there = warehouse.lock_error_groups(connection, usable)  # the others were forgotten while they were read
@@ -152,9 +150,15 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]], asked_at: date
                 Payload(ERROR_GROUP, id_, run.account.id, None, document) for id_, document in found if id_ in there
             ]
             warehouse.save_payloads(connection, payloads)
-        kept = [usable[id_] for id_ in sorted(there)]
+        kept = [rows for rows in batch if rows.error_group["error_group_id"] in there]
         warehouse.save_error_groups(connection, kept, account_id=run.account.id, asked_at=asked_at)
         warehouse.save_drift(connection, drifts)
 
     run.database.run(write)
     run.etl.progress.advance(len(found))
+
+
+def _drift_of(error: PayloadError) -> Drift:
+    drift = Drift()
+    drift.note(ERROR_GROUP, error.json_path, error.reason)
+    return drift

@@ -116,8 +116,9 @@ class Pacer:
             is_news = began + seconds > self._told_until + WORTH_TELLING
             self._told_until = max(self._told_until, began + seconds)
         if is_news and seconds > WORTH_TELLING:
-            logger.info("waiting %.0f s: %s", seconds, why)
-            self._tell(f"waiting {seconds:.0f} s: {why}")
+            told = f"waiting {seconds:.0f} s: {why}"
+            logger.info("%s", told)
+            self._tell(told)
         was_stopped = self._stop.wait(seconds + 0.005)
         ended = time.monotonic()
         with self._lock:

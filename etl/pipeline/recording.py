@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -171,15 +171,7 @@ class Recorder:
                 self._record(Batch(blamed=[bad]))
             else:
                 raise
-            self._record(
-                Batch(
-                    gone=batch.gone,
-                    blamed=batch.blamed,
-                    unusable=batch.unusable,
-                    released=batch.released,
-                    suspected=batch.suspected,
-                )
-            )
+            self._record(replace(batch, fetched=[]))
             return
         self._tell(batch, recorded)
 
@@ -190,7 +182,7 @@ class Recorder:
         self._acknowledge(connection, batch, ours, moment)
         buried, retried = self._blame(connection, batch, ours, moment)
         session_queue.release(connection, batch.released)
-        session_queue.release_last(connection, batch.suspected)
+        session_queue.release(connection, batch.suspected, last=True)
 
         counters = dict(self._run.outcome.counters)
         gone = sum(claim.test_session_id in ours for claim in batch.gone)

@@ -50,10 +50,15 @@ def _waiting(connection: Connection, run: AccountRun, ids: Sequence[str]) -> tup
 
 def tell_what_became(etl: Etl, ids: Sequence[str], outcome: Outcome) -> None:
     """Put the sessions into the outcome; one that is not stored as final is a warning."""
-    outcome.waited = etl.database.read(partial(warehouse.verdicts, ids=ids))
+    outcome.waited, letters, waiting_for = etl.database.read(
+        lambda c: (
+            warehouse.verdicts(c, ids),
+            session_queue.dead_letters(c, ids=ids),
+            session_queue.waiting_for(c, ids),
+        )
+    )
     stored = {row["test_session_id"]: row for row in outcome.waited}
-    dead = {letter.test_session_id for letter in etl.database.read(partial(session_queue.dead_letters, ids=ids))}
-    waiting_for = etl.database.read(partial(session_queue.waiting_for, ids=ids))
+    dead = {letter.test_session_id for letter in letters}
     others = {id_: account for id_, account in waiting_for.items() if account not in etl.settings.checkly.account_ids}
     for id_ in ids:
         if id_ in dead:
