@@ -1,4 +1,7 @@
-"""Discovery: what is new or changed at Checkly becomes rows of the queue."""
+"""Discovery: what is new or changed at Checkly becomes rows of the queue.
+
+Hides the lease, the lookback, and that the next page is asked for while one is saved. It fetches no test session.
+"""
 
 from __future__ import annotations
 

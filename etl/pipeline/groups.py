@@ -1,4 +1,8 @@
-"""Error groups: read the documents of those that are unknown, or older than a session that refers to them."""
+"""Error groups: read the documents of those that are unknown, or older than a session that refers to them.
+
+Hides when a page of them is cheaper than single calls, and what is one group's fault and what the account's. It makes
+no row of a group: what was forgotten while it was read stays forgotten.
+"""
 
 from __future__ import annotations
 
