@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Table, TypeDecorator
+from sqlalchemy import Column, Connection, Dialect, Table, TypeDecorator
 
 from etl.database import chunks
 from etl.documents import LONGEST_TEXT
@@ -104,10 +104,17 @@ def _copy(connection: Connection, table: Table, rows: Rows) -> None:
     get = _getter(names, rows[0])
     with (
         cursor_of(connection) as cursor,
-        cursor.copy(f"COPY {table.name} ({', '.join(names)}) FROM STDIN") as copy,
+        cursor.copy(f"COPY {table.name} ({', '.join(names)}) FROM STDIN (FORMAT binary)") as copy,
     ):
+        copy.set_types([_type_name(table.c[name], connection.dialect) for name in names])
         for row in rows:
             copy.write_row(get(row))
+
+
+def _type_name(column: Column[Any], dialect: Dialect) -> str:
+    """As PostgreSQL calls it, without a length."""
+    name = column.type.compile(dialect).partition("(")[0].lower()
+    return {"timestamp with time zone": "timestamptz", "double precision": "float8"}.get(name, name)
 
 
 def _put_json(connection: Connection, table: Table, rows: Rows, conflict: str) -> None:
@@ -169,8 +176,8 @@ def _as_stored(table: Table, names: Sequence[str], rows: Rows, dialect: Dialect)
 
 def _getter(names: Sequence[str], row: Row | msgspec.Struct) -> Callable[[Any], tuple[Any, ...]]:
     """What gives the values of a row like this one."""
-    by_name = attrgetter if isinstance(row, msgspec.Struct) else itemgetter
+    if isinstance(row, msgspec.Struct):
+        return msgspec.structs.astuple
     if len(names) == 1:  # for one name, it would be the value itself
-        only = by_name(names[0])
-        return lambda row: (only(row),)
-    return by_name(*names)
+        return lambda row: (row[names[0]],)
+    return itemgetter(*names)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import psycopg
 import psycopg.conninfo
+from psycopg import postgres
 from psycopg.abc import PQGen
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -55,6 +59,7 @@ def make_engine(url: URL, connections: int, patience: float) -> Engine:
     def connect(_dialect: object, _record: object, args: Any, parameters: Any) -> _Connection:
         connection = _Connection.connect(*args, **parameters)
         connection.patience = patience
+        connection.adapters.register_dumper(None, _IdDumper)
         return connection
 
     event.listen(engine, "do_connect", connect)
@@ -82,6 +87,19 @@ class _Connection(psycopg.Connection[Any]):
                 raise
             self.close()
             raise psycopg.OperationalError(f"no answer within {self.patience:g} s") from None
+
+
+@lru_cache(4096)  # those of sessions, checks and accounts come again and again
+def _id_bytes(id_: str) -> bytes:
+    return bytes.fromhex(id_.replace("-", ""))
+
+
+class _IdDumper(Dumper):
+    """For a binary COPY. Ids are text here; psycopg would have `uuid.UUID`, which takes six times as long to make."""
+
+    format = Format.BINARY
+    oid = postgres.types["uuid"].oid
+    dump = staticmethod(_id_bytes)
 
 
 @contextmanager
