@@ -714,7 +714,7 @@ class _DeadlineReader(io.RawIOBase):
         if self._patience - left > SLACK:  # each time would be a system call a read
             self._sock.settimeout(left)
             self._patience = left
-        return self._raw.readinto(buffer)
+        return self._sock.recv_into(buffer)
 
     def close(self) -> None:
         self._raw.close()
@@ -729,7 +729,7 @@ class _DeadlineResponse(http.client.HTTPResponse):
         left = sock.gettimeout()
         if left is not None:
             raw = self.fp.detach()
-            self.fp = io.BufferedReader(_DeadlineReader(sock, raw, left))
+            self.fp = io.BufferedReader(_DeadlineReader(sock, raw, left), _CHUNK)
 
     def begin(self) -> None:
         super().begin()

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 from etl import bulk, process
-from etl.database import CLOCK_TOLERANCE, chunks, insert, now
+from etl.database import CLOCK_TOLERANCE, chunks, insert, is_one_of, now
 from etl.documents import Document, known
 from etl.tables import etl_queue, test_sessions
 
@@ -175,7 +175,7 @@ def count_wanted(connection: Connection, entries: Sequence[Listed], *, force: bo
     count = 0
     for some in chunks(entries):
         ids = [entry.test_session_id for entry in some]
-        known_rows = select(_q.test_session_id, _q.state, _q.summary_sha256).where(_q.test_session_id.in_(ids))
+        known_rows = select(_q.test_session_id, _q.state, _q.summary_sha256).where(_ids(connection, ids))
         rows = {row.test_session_id: row for row in connection.execute(known_rows)}
         saved = _saved_summaries(connection, ids)
         count += sum(_is_wanted(entry, rows.get(entry.test_session_id), saved, force) for entry in some)
@@ -192,7 +192,7 @@ def _is_wanted(entry: Listed, row: Any, saved: Mapping[str, str | None], force: 
 
 def _saved_summaries(connection: Connection, ids: Collection[str]) -> dict[str, str | None]:
     c = test_sessions.c
-    query = select(c.test_session_id, c.summary_sha256).where(c.test_session_id.in_(ids))
+    query = select(c.test_session_id, c.summary_sha256).where(is_one_of(connection, c.test_session_id, ids))
     return dict(connection.execute(query).all())
 
 
@@ -227,7 +227,7 @@ def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, valu
     due = {"state": QUEUED, "available_at": moment, "attempts": 0, **_UNCLAIMED, **values}
     # What is revived has not been waiting since it was first queued: a RUNNING one is read until it is final.
     anew = case((_q.state.in_((DEAD, DISCARDED)), literal(moment, _q.enqueued_at.type)), else_=_q.enqueued_at)
-    connection.execute(update(etl_queue).where(_ids(ids)).values({**due, "enqueued_at": anew}))
+    connection.execute(update(etl_queue).where(_ids(connection, ids)).values({**due, "enqueued_at": anew}))
 
 
 # --- claims -------------------------------------------------------------------------------------------------
@@ -257,14 +257,14 @@ def claim(
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite renders nothing: BEGIN IMMEDIATE is its lock
     )
-    rows = connection.execute(due if only is None else due.where(_ids(only))).all()
+    rows = connection.execute(due if only is None else due.where(_ids(connection, only))).all()
     if not rows:
         return []
     token = str(uuid4())
     for some in chunks([row.test_session_id for row in rows]):
         connection.execute(
             update(etl_queue)
-            .where(_q.test_session_id.in_(some))
+            .where(_ids(connection, some))
             .values(
                 state=LEASED,
                 claim_token=token,
@@ -290,7 +290,7 @@ def renew(connection: Connection, claims: Iterable[Claim], lease: timedelta) -> 
     moment = now(connection)
     renewed: set[str] = set()
     for ids in _by_token(connection, claims):
-        connection.execute(update(etl_queue).where(_q.test_session_id.in_(ids)).values(available_at=moment + lease))
+        connection.execute(update(etl_queue).where(_ids(connection, ids)).values(available_at=moment + lease))
         renewed.update(ids)
     return renewed
 
@@ -349,12 +349,12 @@ def forget_future(connection: Connection, lease: timedelta) -> None:
     # How long a row has been waiting is not known any more, of whatever state: from now on.
     query = select(_q.test_session_id).where(_q.enqueued_at > moment).order_by(_q.test_session_id).with_for_update()
     for some in chunks(connection.execute(query).scalars().all()):
-        connection.execute(update(etl_queue).where(_ids(some)).values(enqueued_at=moment))
+        connection.execute(update(etl_queue).where(_ids(connection, some)).values(enqueued_at=moment))
 
 
 def _free(connection: Connection, ids: Sequence[str], moment: datetime, **more: ColumnElement[Any]) -> None:
     values = {"state": QUEUED, "available_at": moment, **_UNCLAIMED, **more}
-    connection.execute(update(etl_queue).where(_ids(ids)).values(values))
+    connection.execute(update(etl_queue).where(_ids(connection, ids)).values(values))
 
 
 def _by_token(connection: Connection, claims: Iterable[Claim]) -> Iterable[list[str]]:
@@ -374,7 +374,7 @@ def _by_token(connection: Connection, claims: Iterable[Claim]) -> Iterable[list[
 def _lock_rows(connection: Connection, ids: Collection[str]) -> dict[str, Any]:
     rows = connection.execute(
         select(_q.test_session_id, _q.state, _q.claim_token, _q.summary_sha256)
-        .where(_q.test_session_id.in_(ids))
+        .where(_ids(connection, ids))
         .order_by(_q.test_session_id)
         .with_for_update()
     )
@@ -387,7 +387,7 @@ def _lock_rows(connection: Connection, ids: Collection[str]) -> dict[str, Any]:
 def ack(connection: Connection, ids: Collection[str]) -> None:
     """Done: nothing is left to do for these ids."""
     for some in chunks(sorted(ids)):
-        connection.execute(etl_queue.delete().where(_q.test_session_id.in_(some)))
+        connection.execute(etl_queue.delete().where(_ids(connection, some)))
 
 
 def defer(connection: Connection, available_at: Mapping[str, datetime], *, source: str | None = None) -> None:
@@ -472,7 +472,9 @@ def dead_letters(
     if ids is None:
         found = connection.execute(query).all()
     else:
-        found = [row for some in chunks(sorted(ids)) for row in connection.execute(query.where(_ids(some)))]
+        found = [
+            row for some in chunks(sorted(ids)) for row in connection.execute(query.where(_ids(connection, some)))
+        ]
     return [DeadLetter(**row._mapping) for row in found]
 
 
@@ -505,7 +507,11 @@ def shut_out(connection: Connection, test_session_id: str) -> None:
 def discarded(connection: Connection, ids: Collection[str]) -> set[str]:
     """Those of the ids that were given up."""
     given_up = select(_q.test_session_id).where(_q.state == DISCARDED)
-    return {id_ for some in chunks(sorted(ids)) for id_ in connection.execute(given_up.where(_ids(some))).scalars()}
+    return {
+        id_
+        for some in chunks(sorted(ids))
+        for id_ in connection.execute(given_up.where(_ids(connection, some))).scalars()
+    }
 
 
 def bury_no_more(connection: Connection, ids: Collection[str]) -> None:
@@ -513,22 +519,22 @@ def bury_no_more(connection: Connection, ids: Collection[str]) -> None:
     for some in chunks(sorted(ids)):
         rows = _lock_rows(connection, some)
         dead = [id_ for id_, row in rows.items() if row.state == DEAD]
-        connection.execute(etl_queue.delete().where(_q.test_session_id.in_(dead)))
+        connection.execute(etl_queue.delete().where(_ids(connection, dead)))
 
 
 def _leave_dead(connection: Connection, ids: Collection[str] | None, values: Mapping[str, Any]) -> int:
     query = select(_q.test_session_id).where(_q.state == DEAD).order_by(_q.test_session_id).with_for_update()
     count = 0
-    for chosen in [None] if ids is None else [_ids(some) for some in chunks(sorted(ids))]:
+    for chosen in [None] if ids is None else [_ids(connection, some) for some in chunks(sorted(ids))]:
         dead = connection.execute(query if chosen is None else query.where(chosen)).scalars().all()
         for some in chunks(dead):
-            connection.execute(update(etl_queue).where(_ids(some)).values(values))
+            connection.execute(update(etl_queue).where(_ids(connection, some)).values(values))
         count += len(dead)
     return count
 
 
-def _ids(ids: Collection[str]) -> ColumnElement[bool]:
-    return _q.test_session_id.in_(ids)
+def _ids(connection: Connection, ids: Collection[str]) -> ColumnElement[bool]:
+    return is_one_of(connection, _q.test_session_id, ids)
 
 
 def count_due(
@@ -537,7 +543,7 @@ def count_due(
     """Rows that such a claim could take now."""
     due = and_(_IN_CLAIM_INDEX, _q.available_at <= now(connection), _of_account(account_id, is_default))
     if only is not None:
-        due = and_(due, _ids(only))
+        due = and_(due, _ids(connection, only))
     return connection.execute(select(func.count()).select_from(etl_queue).where(due)).scalar_one()
 
 
@@ -549,7 +555,7 @@ def _of_account(account_id: str, is_default: bool) -> ColumnElement[bool]:
 def waiting_rows(connection: Connection, ids: Collection[str], *, account_id: str, is_default: bool) -> Sequence[Any]:
     """test_session_id, state and attempts of the ids that are still to be fetched with this account."""
     query = select(_q.test_session_id, _q.state, _q.attempts).where(
-        _ids(ids), _q.state.in_((QUEUED, LEASED)), _of_account(account_id, is_default)
+        _ids(connection, ids), _q.state.in_((QUEUED, LEASED)), _of_account(account_id, is_default)
     )
     return connection.execute(query.order_by(_q.test_session_id)).all()
 
@@ -557,7 +563,7 @@ def waiting_rows(connection: Connection, ids: Collection[str], *, account_id: st
 def waiting_for(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     """By which account those of the ids that are still to be fetched will be; of some it is not known yet."""
     query = select(_q.test_session_id, _q.account_id).where(
-        _ids(ids), _q.state.in_((QUEUED, LEASED)), _q.account_id.is_not(None)
+        _ids(connection, ids), _q.state.in_((QUEUED, LEASED)), _q.account_id.is_not(None)
     )
     return dict(connection.execute(query).all())
 

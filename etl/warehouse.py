@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from etl import bulk, process
 from etl.bulk import Row, Rows
-from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, now
+from etl.database import CLOCK_TOLERANCE, chunks, drop_afterwards, insert, is_one_of, now
 from etl.documents import TEST_SESSION, Document, known
 from etl.tables import (
     UtcTime,
@@ -135,7 +135,7 @@ def held_columns(connection: Connection, ids: Collection[str], *, lock: bool = F
     """The rows of test_sessions that we hold, by id; with `lock` they stay as they are."""
     held: dict[str, Mapping[str, Any]] = {}
     for some in chunks(sorted(ids)):
-        query = select(test_sessions).where(_s.test_session_id.in_(some))
+        query = select(test_sessions).where(is_one_of(connection, _s.test_session_id, some))
         if lock:
             query = query.order_by(_s.test_session_id).with_for_update()
         for row in connection.execute(query).mappings():
@@ -148,7 +148,9 @@ def still_held(connection: Connection, batch: Sequence[SessionRows]) -> set[str]
     found: set[str] = set()
     wanted = {rows.test_session_id: rows.test_session for rows in batch}
     for some in chunks(sorted(wanted)):
-        query = select(_s.test_session_id, _s.payload_sha256, _s.summary_sha256).where(_s.test_session_id.in_(some))
+        query = select(_s.test_session_id, _s.payload_sha256, _s.summary_sha256).where(
+            is_one_of(connection, _s.test_session_id, some)
+        )
         for id_, payload_sha256, summary_sha256 in connection.execute(query):
             row = wanted[id_]
             if (payload_sha256, summary_sha256) == (row["payload_sha256"], row["summary_sha256"]):
@@ -219,7 +221,7 @@ def _save_children(connection: Connection, writing: Sequence[SessionRows], store
         # Rows that this payload no longer holds stay, outside of any execution.
         connection.execute(
             update(test_session_results)
-            .where(test_session_results.c.test_session_id.in_(some))
+            .where(is_one_of(connection, test_session_results.c.test_session_id, some))
             .values(execution_no=None)
         )
     for_good = [row for rows in told if rows.is_final for row in rows.results or ()]
@@ -290,7 +292,7 @@ def _mark_stale_groups(connection: Connection, writing: Sequence[SessionRows], m
         id_
         for some in chunks(sorted(newest))
         for id_ in connection.execute(
-            select(_g.error_group_id).where(_g.error_group_id.in_(some), *may_be_stale)
+            select(_g.error_group_id).where(is_one_of(connection, _g.error_group_id, some), *may_be_stale)
         ).scalars()
     ]
     if some_known:
@@ -350,7 +352,7 @@ def held_details(connection: Connection, ids: Collection[str]) -> dict[str, dict
     columns = [column for column in _r if column.name in DETAIL_COLUMNS]
     for some in chunks(sorted(ids)):
         query = select(_r.test_session_id, _r.test_session_result_id, *columns)
-        query = query.where(_r.test_session_id.in_(some), _r.details_fetched_at.is_not(None))
+        query = query.where(is_one_of(connection, _r.test_session_id, some), _r.details_fetched_at.is_not(None))
         for test_session_id, result_id, *values in connection.execute(query):
             told = dict(zip((column.name for column in columns), values, strict=True))
             held.setdefault(test_session_id, {})[result_id] = told
@@ -365,7 +367,9 @@ def save_details(connection: Connection, test_session_id: str, details: Mapping[
     there: set[str] = set()
     for some in chunks(sorted(details)):
         query = select(_r.test_session_result_id)
-        query = query.where(_r.test_session_id == test_session_id, _r.test_session_result_id.in_(some))
+        query = query.where(
+            _r.test_session_id == test_session_id, is_one_of(connection, _r.test_session_result_id, some)
+        )
         there.update(connection.execute(query).scalars())
     moment = now(connection)
     rows = [{"id_": id_, **details[id_], "details_fetched_at": moment} for id_ in sorted(there)]
@@ -411,7 +415,11 @@ def lock_error_groups(connection: Connection, ids: Collection[str]) -> set[str]:
     """Those of the error groups that there are; they stay until the transaction ends."""
     there: set[str] = set()
     for some in chunks(sorted(ids)):
-        query = select(_g.error_group_id).where(_g.error_group_id.in_(some)).order_by(_g.error_group_id)
+        query = (
+            select(_g.error_group_id)
+            .where(is_one_of(connection, _g.error_group_id, some))
+            .order_by(_g.error_group_id)
+        )
         there.update(connection.execute(query.with_for_update(read=True, key_share=True)).scalars())
     return there
 
@@ -444,7 +452,7 @@ def save_error_groups(
         _fresh(connection, ids, asked_at)
     for table in (error_group_environments, error_group_playwright_tests, error_group_root_cause_analyses):
         for some in chunks(ids):
-            connection.execute(delete(table).where(table.c.error_group_id.in_(some)))
+            connection.execute(delete(table).where(is_one_of(connection, table.c.error_group_id, some)))
     _insert(
         connection,
         error_group_environments,
@@ -471,7 +479,7 @@ def error_groups_gone(connection: Connection, ids: Iterable[str]) -> None:
 def _fresh(connection: Connection, ids: Sequence[str], asked_at: datetime) -> None:
     """No longer stale; for groups that are locked already."""
     for some in chunks(ids):
-        is_it = (_g.error_group_id.in_(some), _g.stale_since <= asked_at)
+        is_it = (is_one_of(connection, _g.error_group_id, some), _g.stale_since <= asked_at)
         connection.execute(update(error_groups).where(*is_it).values(stale_since=None))
 
 
@@ -529,7 +537,9 @@ def load_payloads(
     is_small = func.length(c.body) <= LARGE_PAYLOAD
     for some in chunks(sorted(ids)):
         body = case((is_small, _bytes_of(connection, c.body)), else_=None)
-        query = select(c.document_id, body, c.account_id).where(c.kind == kind, c.document_id.in_(some))
+        query = select(c.document_id, body, c.account_id).where(
+            c.kind == kind, is_one_of(connection, c.document_id, some)
+        )
         if lock:
             query = query.order_by(c.document_id).with_for_update()
         for id_, read, account_id in connection.execute(query).all():
@@ -560,7 +570,7 @@ def result_payloads(connection: Connection, ids: Collection[str]) -> dict[str, d
     found: dict[str, dict[str, datetime]] = {}
     for some in chunks(sorted(ids)):
         query = select(c.test_session_id, c.document_id, c.fetched_at)
-        query = query.where(c.test_session_id.in_(some), c.kind == "test_session_result")
+        query = query.where(is_one_of(connection, c.test_session_id, some), c.kind == "test_session_result")
         for test_session_id, result_id, fetched_at in connection.execute(query):
             found.setdefault(test_session_id, {})[result_id] = fetched_at
     return found
@@ -659,7 +669,7 @@ def start_run(connection: Connection, command: str) -> str:
             )
     forgotten = select(c.etl_run_id).order_by(c.started_at.desc()).offset(RUNS_KEPT - 1)
     for some in chunks(connection.execute(forgotten.with_for_update(skip_locked=True)).scalars().all()):
-        connection.execute(delete(etl_runs).where(c.etl_run_id.in_(some), c.outcome.is_not(None)))
+        connection.execute(delete(etl_runs).where(is_one_of(connection, c.etl_run_id, some), c.outcome.is_not(None)))
     connection.execute(
         etl_runs.insert().values(
             etl_run_id=etl_run_id,
@@ -687,7 +697,7 @@ def forget_future(connection: Connection) -> None:
     for some in chunks(connection.execute(ids).scalars().all()):
         # Those that are unfinished go on by themselves.
         times = {"heartbeat_at": moment, "started_at": case((c.started_at > moment, moment), else_=c.started_at)}
-        connection.execute(update(etl_runs).where(c.etl_run_id.in_(some)).values(times))
+        connection.execute(update(etl_runs).where(is_one_of(connection, c.etl_run_id, some)).values(times))
 
 
 def update_run(
@@ -751,7 +761,7 @@ def verdicts(connection: Connection, ids: Collection[str]) -> list[Row]:
     found = select(_s.test_session_id, _s.status, _s.is_final, query.c.verdict).join(
         query, query.c.test_session_id == _s.test_session_id
     )
-    found = found.where(_s.test_session_id.in_(ids)).order_by(_s.test_session_id)
+    found = found.where(is_one_of(connection, _s.test_session_id, ids)).order_by(_s.test_session_id)
     return [dict(row) for row in connection.execute(found).mappings()]
 
 
@@ -793,4 +803,4 @@ def _execute(connection: Connection, statement: Any, rows: Sequence[Row]) -> Non
 
 def _delete_of(connection: Connection, table: Table, test_session_ids: Sequence[str]) -> None:
     for some in chunks(test_session_ids):
-        connection.execute(delete(table).where(table.c.test_session_id.in_(some)))
+        connection.execute(delete(table).where(is_one_of(connection, table.c.test_session_id, some)))
