@@ -30,14 +30,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Engine,
     Table,
-    Text,
     any_,
-    cast,
     create_engine,
     event,
     literal,
@@ -53,6 +50,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.types import UserDefinedType
 
 from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
 
@@ -364,7 +362,17 @@ def is_one_of(connection: Connection, column: ColumnElement[str], ids: Collectio
     """
     if connection.dialect.name == "sqlite":
         return column.in_(ids)
-    return column == any_(cast(literal(f"{{{','.join(ids)}}}", Text), ARRAY(column.type)))
+    return column == any_(literal(f"{{{','.join(ids)}}}", _ArrayOfIds()))
+
+
+class _ArrayOfIds(UserDefinedType[str]):
+    """Written as text, and one value for the server: what is only cast to an array it would read for each row."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "UUID[]"
 
 
 def _is_connecting(error: BaseException | None) -> bool:
