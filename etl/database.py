@@ -460,6 +460,7 @@ def _sqlite_engine(path: Path, create: bool, connections: int) -> Engine:
             timeout=SQLITE_BUSY_SECONDS,  # until the last line of what follows
             isolation_level=None,  # we say BEGIN ourselves
             check_same_thread=False,
+            cached_statements=16,  # of 128, those that differ in their count of parameters fill megabytes
         )
         try:
             if create:

@@ -60,6 +60,7 @@ WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are 
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
+EXECUTIONS_AT_ONCE = 5_000  # about so many: SQLite counts in temporary tables, whose caches are megabytes
 GROUPS_AT_ONCE = {"postgresql": 300, "sqlite": 10_000}  # both look at most links in any case
 DAYS_KEPT = ROLLED_UP_DAYS + 5  # a clock may go back over midnight
 PATIENCE = 1.0  # seconds for each piece, until the next pass is left to do it
@@ -93,7 +94,7 @@ def steps(connection: Connection) -> list[Step]:
     """
     if not _is_worth_it(connection):
         return []
-    return [_learn, _test_sessions(), _days(), _histories(), _checks(connection), _error_groups(connection)]
+    return [_learn, _test_sessions(), _days(), _histories(connection), _checks(connection), _error_groups(connection)]
 
 
 def _is_worth_it(connection: Connection) -> bool:
@@ -140,6 +141,15 @@ def _in_batches(key: Column[Any], missing: ColumnElement[bool], size: int, fill:
         return keys[-1]
 
     return step
+
+
+def _at_once(connection: Connection, most: int) -> int:
+    """How many checks to count together: on SQLite fewer of those that run often."""
+    if connection.dialect.name != "sqlite":
+        return most
+    newest = "SELECT MAX(rowid) FROM check_executions"  # to count them would take longer
+    each = _run(connection, f"SELECT ({newest}) / MAX(COUNT(*), 1) FROM etl_checks").scalar_one() or 0
+    return max(1, min(most, EXECUTIONS_AT_ONCE // max(each, 1)))
 
 
 # --- what there is to roll up -------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def _days() -> Step:
     return step
 
 
-def _histories() -> Step:
+def _histories(connection: Connection) -> Step:
     """The failure streaks of checks that were touched."""
 
     def fill(connection: Connection, keys: Keys) -> tuple[Table, ...]:
@@ -202,7 +212,7 @@ def _histories() -> Step:
         connection.execute(update(etl_checks).where(_k.check_hash.in_(keys)).values(has_streaks=True))
         return (streaks,)
 
-    return _in_batches(_k.check_hash, _k.has_streaks.is_not(True), HISTORIES_AT_ONCE, fill)
+    return _in_batches(_k.check_hash, _k.has_streaks.is_not(True), _at_once(connection, HISTORIES_AT_ONCE), fill)
 
 
 def _checks(connection: Connection) -> Step:
@@ -224,7 +234,7 @@ def _checks(connection: Connection) -> Step:
         return etl_checks, etl_rollup_flaky_checks, etl_rollup_duration_regressions
 
     is_open = literal_column(_sql(connection, "IS_OPEN(etl_checks)"), Boolean)
-    return _in_batches(_k.check_hash, is_open, CHECKS_AT_ONCE, fill)
+    return _in_batches(_k.check_hash, is_open, _at_once(connection, CHECKS_AT_ONCE), fill)
 
 
 def _error_groups(connection: Connection) -> Step:

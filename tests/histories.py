@@ -704,6 +704,7 @@ def _results(choices: _Choices, pools: _Pools, session: Row, position: int) -> l
                 # Unlike positions, in no order.
                 test_session_result_id=id_(choices.number() << 16 | (position + len(results))),
                 position=position + len(results),
+                execution_no=None,
                 check_id=check_id,
                 check_type=check_type,
                 check_name=check_name,
