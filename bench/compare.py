@@ -41,6 +41,7 @@ ROOT = Path(__file__).parent.parent
 OURS = str(ROOT / ".venv" / "bin" / "checkly-etl")
 DLT = str(ROOT / ".venv" / "bench" / "bin" / "python")
 POSTGRESQL, SQLITE = "PostgreSQL", "SQLite"
+INSERTING = f"dlt as it comes, {POSTGRESQL}"
 PARTS = ("load", "latency", "memory", "small", "budget", "discovery")
 
 # A process's peak counts from its parent's at the fork: so the parent is this, which needs next to nothing.
@@ -244,12 +245,12 @@ class Bench:
             (wal,) = connection.execute("SELECT pg_current_wal_lsn() - '0/0'").fetchone() or (0,)
             return int(rows.get(True, 0)), int(rows.get(False, 0)), int(wal)
 
-    def run_dlt(self, table: Table, kind: str, *, reload: bool = True) -> None:
-        who = f"dlt, {kind}"
+    def run_dlt(self, table: Table, kind: str, *, reload: bool = True, inserts: bool = False) -> None:
+        who = INSERTING if inserts else f"dlt, {kind}"
         url = self.store(kind, "dlt")
         with tempfile.TemporaryDirectory(dir=self.folder) as state:
             argv = [DLT, str(ROOT / "bench" / "dlt_pipeline.py"), "--api", self.api, "--url", url, "--state", state]
-            argv += ["--concurrency", str(self.concurrency)]
+            argv += ["--concurrency", str(self.concurrency), *(["--inserts"] if inserts else [])]
             for what in ("first load", "reload")[: 1 + reload]:
                 self.settle()
                 table.add(who, what, self.run(argv, {"RUNTIME__DLTHUB_TELEMETRY": "false"}))
@@ -282,6 +283,7 @@ def load(bench: Bench, arguments: argparse.Namespace) -> None:
         "ours-postgresql": lambda: bench.run_ours(table, POSTGRESQL),
         "ours-postgresql-without-payloads": lambda: bench.run_ours(table, POSTGRESQL, payloads=False),
         "dlt-postgresql": lambda: bench.run_dlt(table, POSTGRESQL),
+        "dlt-postgresql-inserts": lambda: bench.run_dlt(table, POSTGRESQL, inserts=True),
         "ours-sqlite": lambda: bench.run_ours(table, SQLITE),
         "dlt-sqlite": lambda: bench.run_dlt(table, SQLITE),
         **{f"floor-{name}": partial(bench.run_floor, table, name) for name in ("requests", "threads", "copy")},
@@ -295,6 +297,11 @@ def load(bench: Bench, arguments: argparse.Namespace) -> None:
         kilobytes = bench.expected["body_bytes"] / 1000
     print(f"\nload: {arguments.sessions:,} sessions x 20 results, {kilobytes:.1f} kB each, no latency\n")
     table.print(_peer)
+    for who in (f"checkly-etl, {POSTGRESQL}", f"checkly-etl, {POSTGRESQL}, payloads off"):
+        loaded, theirs = table.median(who, "first load"), table.median(INSERTING, "first load")
+        if loaded and theirs:
+            wall, cpu = theirs.wall / loaded.wall, theirs.cpu / loaded.cpu
+            print(f"\n{INSERTING} / {who}, first load: {wall:.1f} × wall, {cpu:.1f} × CPU")
     ours = table.median(f"checkly-etl, {POSTGRESQL}", "reload")
     floor_ = table.median("floor: one requests session", "everything fetched, thrown away")
     if ours and floor_:

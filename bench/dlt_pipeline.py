@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--url", required=True, help="postgresql://... or sqlite:///...")
     parser.add_argument("--state", required=True, type=Path, help="dlt's working folder")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument(
+        "--inserts", action="store_true", help="on PostgreSQL: in the format that dlt takes by itself"
+    )
     arguments = parser.parse_args()
     dlt.config["extract.workers"] = arguments.concurrency
     dlt.config["runtime.dlthub_telemetry"] = False
@@ -74,7 +77,7 @@ def main() -> None:
         url = arguments.url if ":" in user else f"postgresql://{user}:-{at}{rest}"
         destination = dlt.destinations.postgres(url)
         dataset = "checkly"
-        file_format = "csv"  # by COPY: faster than its default, INSERTs of many values
+        file_format = None if arguments.inserts else "csv"  # by COPY: faster than its default, INSERTs of many values
     pipeline = dlt.pipeline(
         "checkly_bench", pipelines_dir=str(arguments.state), destination=destination, dataset_name=dataset
     )

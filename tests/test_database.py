@@ -13,15 +13,16 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import ColumnElement, Connection, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, ProgrammingError, StatementError
 
-from etl import schema
-from etl.database import Database, chunks, is_transient, now
+from etl import bulk, schema
+from etl.database import Database, chunks, is_one_of, is_transient, now
 from etl.errors import ConfigError, SchemaNotCurrent, WarehouseUnavailable
-from etl.tables import UtcTime, etl_drift
+from etl.tables import UtcTime, error_groups, etl_drift
 from tests.conftest import rows, scalar
+from tests.documents import uuid
 
 SECRET = "hunter2-of-the-tests"
 
@@ -509,6 +510,33 @@ def test_a_file_that_is_no_database_is_an_unavailable_warehouse(tmp_path: Path) 
     with pytest.raises(WarehouseUnavailable, match="not a database"), database.reading() as connection:
         connection.execute(text("SELECT * FROM test_sessions"))
     database.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 500])
+def test_rows_are_found_by_a_set_of_ids_in_one_look(database: Database, count: int) -> None:
+    ids = [uuid(number) for number in range(1, 601)]
+    with database.writing() as connection:
+        bulk.insert(connection, error_groups, [{"error_group_id": id_} for id_ in ids])
+        is_asked_for = is_one_of(connection, error_groups.c.error_group_id, ids[:count])
+        found = connection.execute(select(error_groups.c.error_group_id).where(is_asked_for)).scalars().all()
+    assert sorted(found) == sorted(ids[:count])
+
+
+def test_a_set_of_ids_is_one_value_for_the_server(postgres: Database) -> None:
+    # What is only cast to an array would be read anew for each row that it is compared with.
+    with postgres.reading() as connection:
+        is_asked_for = is_one_of(connection, error_groups.c.error_group_id, [uuid(1), uuid(2)])
+        plan = "\n".join(
+            connection.execute(
+                text(f"EXPLAIN SELECT 1 FROM error_groups WHERE {_with_values(connection, is_asked_for)}")
+            ).scalars()
+        )
+    assert f"ANY ('{{{uuid(1)},{uuid(2)}}}'::uuid[])" in plan
+
+
+def _with_values(connection: Connection, clause: ColumnElement[bool]) -> str:
+    compiled = clause.compile(connection.engine)
+    return str(compiled) % {name: f"'{value}'" for name, value in compiled.params.items()}
 
 
 def test_chunks_cover_everything_once() -> None:

@@ -41,11 +41,15 @@ def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollups, "WORTH_IT", 0)
 
 
-def refresh(connection: Connection) -> None:
+def refresh(connection: Connection) -> int:
+    """In how many pieces."""
+    pieces = 0
     for step in rollups.steps(connection):
         after = rollups.BEGIN
         while after is not rollups.END:
             after = step(connection, after=after)
+            pieces += 1
+    return pieces
 
 
 def assert_told(connection: Connection, view: str, history: History, day: Any, when: str) -> None:
@@ -150,6 +154,18 @@ def test_all_but_today_and_what_is_old_is_rolled_up(rolled_up: Connection, datab
         "error_group_impact",
     ):
         assert count(f"SELECT COUNT(*) FROM etl_live_{view}") == 0, view
+
+
+@pytest.mark.parametrize("engine_name", ["sqlite"])
+def test_on_sqlite_fewer_checks_are_counted_at_once_if_they_run_often(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [execution(number, 1, check_key=f"check {number}") for number in range(1, 6)]
+    with holding(database, runs(*checks).moved((today(database) - TODAY).days)) as connection:
+        pieces = refresh(connection)
+        rollups.drop(connection)
+        monkeypatch.setattr(rollups, "EXECUTIONS_AT_ONCE", 1)
+        assert refresh(connection) == pieces + 2 * (len(checks) - 1)  # for flakiness and for streaks
 
 
 @pytest.mark.parametrize(
