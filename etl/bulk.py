@@ -113,8 +113,7 @@ def _copy(connection: Connection, table: Table, rows: Rows) -> None:
 
 def _type_name(column: Column[Any], dialect: Dialect) -> str:
     """As PostgreSQL calls it, without a length."""
-    name = column.type.compile(dialect).partition("(")[0].lower()
-    return {"timestamp with time zone": "timestamptz", "double precision": "float8"}.get(name, name)
+    return column.type.compile(dialect).partition("(")[0].lower()
 
 
 def _put_json(connection: Connection, table: Table, rows: Rows, conflict: str) -> None:

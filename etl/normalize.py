@@ -792,7 +792,7 @@ def _execution_row(
     shown = members[-1] if final is None else final
     verdict = final.status if final is not None and final.status in ("PASSED", "FAILED") else None
     stopped_at = None if final is None else final.stopped_at
-    return ExecutionRow(
+    return ExecutionRow(  # by place, too
         session["test_session_id"],
         execution_no,
         check_key,
