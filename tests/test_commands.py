@@ -112,12 +112,14 @@ def test_nonsense_is_refused_and_the_good_ids_of_the_same_call_are_kept(
     assert queued == {uuid(1), uuid(2), uuid(3)}
 
 
-def test_stdin_is_read_for_a_dash(program: Program, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    stdin = io.TextIOWrapper(io.BytesIO(f"ok\nTest session ID: {uuid(5)}\n".encode()))
-    monkeypatch.setattr("sys.stdin", stdin)
-    run = program("enqueue", "-", "--json")
+def test_stdin_is_read_for_a_dash(
+    program: Program, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "ci.log"
+    log.write_text(f"ok\nTest session ID: {uuid(5)}\n" + "nothing to see here\n" * 10_000)
+    with log.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        run = program("enqueue", "-", "--json")
     assert (run.code, run.json["queued"]) == (0, 1)
     assert str(scalar(database, "SELECT test_session_id FROM etl_queue")) == uuid(5)
 

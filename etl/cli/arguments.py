@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -23,7 +25,7 @@ def texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     for source in sources:
         try:
-            text = inbox.decode(sys.stdin.buffer.read()) if source == "-" else inbox.read_argument(source)
+            text = inbox.decode(_stdin()) if source == "-" else inbox.read_argument(source)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -33,6 +35,16 @@ def texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             shown = "stdin" if source == "-" else repr(source[:100])
             problems.append(f"{shown} holds no test session id (nor is it a file that does)")
     return texts, problems
+
+
+def _stdin() -> bytes:
+    """All that comes. A signal just before a read would not end it, so none is begun until there is something."""
+    descriptor = sys.stdin.fileno()
+    parts: list[bytes] = []
+    while not parts or parts[-1]:
+        if select.select([descriptor], [], [], 1)[0]:
+            parts.append(os.read(descriptor, 1 << 16))
+    return b"".join(parts)
 
 
 def ids_of(arguments: Sequence[str]) -> list[str]:
