@@ -271,6 +271,10 @@ class Bench:
             table.add("floor: parse and COPY, no HTTP", what, self.run([*argv, *options]))
 
 
+def _ratios(one: Took, other: Took) -> str:
+    return f"{one.wall / other.wall:.2f} × wall, {one.cpu / other.cpu:.2f} × CPU"
+
+
 def _peer(who: str) -> str:
     """The dlt pipeline into the same database."""
     return f"dlt, {SQLITE if SQLITE in who else POSTGRESQL}" if who.startswith("checkly-etl") else who
@@ -300,13 +304,11 @@ def load(bench: Bench, arguments: argparse.Namespace) -> None:
     for who in (f"checkly-etl, {POSTGRESQL}", f"checkly-etl, {POSTGRESQL}, payloads off"):
         loaded, theirs = table.median(who, "first load"), table.median(INSERTING, "first load")
         if loaded and theirs:
-            wall, cpu = theirs.wall / loaded.wall, theirs.cpu / loaded.cpu
-            print(f"\n{INSERTING} / {who}, first load: {wall:.1f} × wall, {cpu:.1f} × CPU")
+            print(f"\n{INSERTING} / {who}, first load: {_ratios(theirs, loaded)}")
     ours = table.median(f"checkly-etl, {POSTGRESQL}", "reload")
     floor_ = table.median("floor: one requests session", "everything fetched, thrown away")
     if ours and floor_:
-        wall, cpu = ours.wall / floor_.wall, ours.cpu / floor_.cpu
-        print(f"\nReload beside one requests session: {wall:.2f} × wall, {cpu:.2f} × CPU")
+        print(f"\nReload beside one requests session: {_ratios(ours, floor_)}")
     print("\nWritten by a forced reload (WAL is that of the whole server, so somebody else's, too):\n")
     for line in bench.wal:
         print(f"- {line}")

@@ -7,30 +7,19 @@ import signal
 # Until the command line has its own handlers, and after it: a signal ends the process, without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import ctypes  # noqa: E402
 import gc  # noqa: E402
 import io  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
-from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from etl.errors import EXIT_WARNING  # noqa: E402
-
-_M_ARENA_MAX = -8  # of malloc.h
-
-
-def _share_one_heap() -> None:
-    """glibc gives each thread a heap of its own, and what is freed in one fills no need of another: megabytes."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library has no such heaps
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     gc.set_threshold(3_000)  # rows and documents hold no cycles; those that there are must not pile up
-    _share_one_heap()
     from etl.cli import run
 
     for name, stream in (("stdin", sys.stdin), ("stdout", sys.stdout), ("stderr", sys.stderr)):

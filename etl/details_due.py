@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, tuple_, update
 
-from etl.database import chunks, insert, now
+from etl.database import chunks, insert, is_one_of, now
 from etl.tables import etl_result_details_due
 
 _d = etl_result_details_due.c
@@ -68,7 +68,7 @@ def count_due(connection: Connection, account_id: str, *, only: Collection[str] 
 
 def _are_due(connection: Connection, account_id: str, only: Collection[str] | None) -> ColumnElement[bool]:
     due = and_(_d.account_id == account_id, _d.available_at <= now(connection))
-    return due if only is None else and_(due, _d.test_session_id.in_(only))
+    return due if only is None else and_(due, is_one_of(connection, _d.test_session_id, only))
 
 
 def lock(connection: Connection, dues: Iterable[Due]) -> set[str]:

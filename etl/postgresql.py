@@ -1,4 +1,4 @@
-"""What is psycopg's own: how to connect, how long to wait for an answer, and its cursor.
+"""What is psycopg's own: how to connect, how long to wait for an answer, ids in binary, and its cursor.
 
 Imported only where the warehouse is PostgreSQL.
 """

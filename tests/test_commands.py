@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ import pytest
 from sqlalchemy import text
 
 from etl import accounts, documents, session_queue, warehouse
+from etl.cli.arguments import texts_of
+from etl.cli.composition import Signalled
 from etl.database import Database
 from etl.normalize import Drift
 from etl.simulator import Simulator, World
@@ -122,6 +125,36 @@ def test_stdin_is_read_for_a_dash(
         run = program("enqueue", "-", "--json")
     assert (run.code, run.json["queued"]) == (0, 1)
     assert str(scalar(database, "SELECT test_session_id FROM etl_queue")) == uuid(5)
+
+
+def test_a_signal_that_interrupts_no_read_ends_the_wait_for_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that comes just before a read begins; here another thread gets it."""
+    silent, writing = os.pipe()
+    is_heard, is_given_up = threading.Event(), threading.Event()
+
+    def hear(number: int, _frame: object) -> None:
+        is_heard.set()
+        raise Signalled(number)
+
+    def interrupt() -> None:
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        if not is_heard.wait(10):
+            is_given_up.set()
+        os.close(writing)  # a read that goes on ends here
+
+    before = signal.signal(signal.SIGUSR1, hear)
+    thread = threading.Thread(target=interrupt)
+    try:
+        with os.fdopen(silent) as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            thread.start()
+            with pytest.raises(Signalled):
+                texts_of(["-"])
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert not is_given_up.is_set()
 
 
 @pytest.mark.parametrize("command", [("sync",), ("status",), ("enqueue", uuid(1)), ("dead", "list"), ("replay",)])

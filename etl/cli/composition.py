@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from etl.database import Database
     from etl.pipeline import Etl
 
+_M_ARENA_MAX = -8  # of malloc.h
 HARD_STOP = 3.0  # seconds after `schedule.grace` in which a signalled process is over at the latest
 
 
@@ -78,6 +79,7 @@ def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iter
     """Everything that a long command needs; a signal or the end of `max_time` makes it stop soon."""
     from etl.pipeline import Etl, Silent
 
+    _share_one_heap()
     settings = load_settings(arguments)
     if arguments.command != "replay":
         settings.require_accounts()  # before anything is touched
@@ -95,6 +97,14 @@ def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iter
             if signals.number is not None:  # what failed was no longer waited for
                 raise Signalled(signals.number) from None
             raise
+
+
+def _share_one_heap() -> None:
+    """glibc gives each thread a heap of its own, and what is freed in one fills no need of another: megabytes."""
+    import ctypes  # nothing that starts no threads needs it
+
+    with suppress(AttributeError, OSError, TypeError):  # another C library has no such heaps
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @contextmanager
