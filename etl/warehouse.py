@@ -700,19 +700,22 @@ def forget_future(connection: Connection) -> None:
         connection.execute(update(etl_runs).where(is_one_of(connection, c.etl_run_id, some)).values(times))
 
 
-def update_run(
-    connection: Connection,
-    etl_run_id: str,
-    counters: Mapping[str, int],
-    *,
-    outcome: str | None = None,
-    error: str | None = None,
+def add_to_run(connection: Connection, etl_run_id: str, more: Mapping[str, int]) -> None:
+    """Add to the run's counters, and say that it is alive. The row is locked until the transaction ends."""
+    counters = {name: etl_runs.c[name] + number for name, number in more.items()}
+    _update_run(connection, etl_run_id, {"heartbeat_at": now(connection), **counters})
+
+
+def end_run(
+    connection: Connection, etl_run_id: str, counters: Mapping[str, int], *, outcome: str, error: str | None
 ) -> None:
-    """Write the run's counters as they stand; with an outcome it is over."""
+    """Write how it ended, and its counters as they are."""
     moment = now(connection)
-    values: Row = {"heartbeat_at": moment, **counters}
-    if outcome is not None:
-        values |= {"outcome": outcome, "error": error, "finished_at": moment}
+    values = {"heartbeat_at": moment, "finished_at": moment, "outcome": outcome, "error": error, **counters}
+    _update_run(connection, etl_run_id, values)
+
+
+def _update_run(connection: Connection, etl_run_id: str, values: Row) -> None:
     connection.execute(update(etl_runs).where(etl_runs.c.etl_run_id == etl_run_id).values(values))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Connection, text
@@ -17,6 +20,8 @@ from etl.documents import Document
 from etl.errors import WarehouseUnavailable
 from etl.pipeline import Etl
 from etl.pipeline.recording import Batch, Recorder
+from etl.pipeline.run import AccountRun
+from etl.session_queue import Claim
 from etl.simulator import Simulator
 from etl.simulator.faults import Fault
 from etl.tables import etl_queue
@@ -90,6 +95,63 @@ def test_a_refused_key_while_a_batch_fails_keeps_nobodys_claims(
     checkly.faults.add(Fault("status", match=DETAIL, status=401, skip=12))
     fails(monkeypatch, 2, WarehouseUnavailable("read only for a moment"), before=lambda: None)
     assert pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false")).failures
+
+
+def test_two_batches_are_written_at_once_but_on_sqlite_and_both_are_counted(
+    make: Make, database: Database, queued: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, add, lock = Recorder._write, warehouse.add_to_run, threading.Lock()
+    at_once: list[int] = [0]
+
+    def writing(self: Recorder, connection: Connection, batch: Batch) -> Any:
+        with lock:
+            at_once.append(at_once[-1] + 1)
+        until = time.monotonic() + (0 if database.is_sqlite else 10)
+        while max(at_once) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        return write(self, connection, batch)
+
+    def adding(*arguments: Any) -> None:
+        with lock:
+            at_once.append(at_once[-1] - 1)
+        add(*arguments)
+
+    monkeypatch.setattr(Recorder, "_write", writing)
+    monkeypatch.setattr(warehouse, "add_to_run", adding)
+    monkeypatch.setattr(warehouse, "end_run", lambda *_, **__: None)
+    outcome = pipeline.sync(make(CHECKLY_ETL_EXPORT__DISCOVER="false"))
+    assert max(at_once) == (1 if database.is_sqlite else 2)
+    names = "test_sessions_saved, results_saved"
+    (run,) = rows(database, f"SELECT {names} FROM etl_runs")
+    assert run == {name: outcome.counters[name] for name in names.split(", ")}
+    assert run["test_sessions_saved"] == SESSIONS
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_when_two_batches_fail_the_bug_is_raised_and_both_are_unwritten(
+    monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    failures = [WarehouseUnavailable("read only for a moment"), RuntimeError("a bug")]
+    ended: list[Batch] = []
+
+    def failing(_: Recorder, batch: Batch) -> None:
+        is_first = batch is batches[0]
+        time.sleep(0.1 if is_first else 0.3)
+        ended.append(batch)
+        raise failures[is_first is (nth == 0)]
+
+    claims = [Claim(uuid(number), "token", 0, datetime.now(UTC), None) for number in (1, 2)]
+    batches = [Batch(released=[claim]) for claim in claims]
+    monkeypatch.setattr(Recorder, "_record", failing)
+    with ThreadPoolExecutor(2) as threads:
+        recorder = Recorder(cast(AccountRun, None), threads, at_once=2)
+        for batch in batches:
+            recorder.record(batch)
+        with pytest.raises(RuntimeError, match="a bug"):
+            recorder.settle()
+        assert ended == batches
+        assert recorder.take_unwritten() == claims
+        recorder.settle()
 
 
 @pytest.mark.parametrize("verb", ["bury", "claim"])

@@ -686,8 +686,17 @@ def test_a_run_counts_and_ends(at: Callable[[float], Database]) -> None:
     assert [found[name] for name in warehouse.COUNTERS] == [0] * len(warehouse.COUNTERS)
     assert (found["command"], found["outcome"], found["finished_at"]) == ("sync", None, None)
     counters = {name: number for number, name in enumerate(warehouse.COUNTERS, 1)} | {"throttled_ms": 2**40}
-    at(1).run(lambda c: warehouse.update_run(c, run, counters))
-    at(2).run(lambda c: warehouse.update_run(c, run, counters, outcome="partial", error="é"))
+    saved = {"test_sessions_saved": 2, "results_saved": 30}
+    for _ in range(2):  # two writers of one run
+        at(1).run(lambda c: warehouse.add_to_run(c, run, saved))
+    at(1).run(lambda c: warehouse.add_to_run(c, run, {}))
+    (counted,) = rows(at(0), "SELECT * FROM etl_runs")
+    assert {name: counted[name] for name in warehouse.COUNTERS if counted[name]} == {
+        "test_sessions_saved": 4,
+        "results_saved": 60,
+    }
+    assert (counted["outcome"], counted["heartbeat_at"] > counted["started_at"]) == (None, True)
+    at(2).run(lambda c: warehouse.end_run(c, run, counters, outcome="partial", error="é"))
     with at(0).reading() as connection:
         (ended,) = warehouse.last_runs(connection)
     assert {name: ended[name] for name in warehouse.COUNTERS} == counters
@@ -700,7 +709,7 @@ def test_the_newest_thousand_runs_are_kept(database: Database, monkeypatch: pyte
     running = start(database)
     for _ in range(12):
         ended = start(database)
-        database.run(lambda c, run=ended: warehouse.update_run(c, run, {}, outcome="ok"))  # type: ignore[misc]
+        database.run(lambda c, run=ended: warehouse.end_run(c, run, {}, outcome="ok", error=None))  # type: ignore[misc]
     newest = start(database)
     kept = {str(row["etl_run_id"]) for row in rows(database, "SELECT etl_run_id FROM etl_runs")}
     assert len(kept) == 6
@@ -711,7 +720,7 @@ def test_a_run_whose_process_has_died_is_interrupted_and_a_living_one_is_not(dat
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead, alive, ended = start(database), start(database), start(database)
-    database.run(lambda c: warehouse.update_run(c, ended, {}, outcome="ok"))
+    database.run(lambda c: warehouse.end_run(c, ended, {}, outcome="ok", error=None))
     host = process.NAME.rpartition("/")[0]
     with database.writing() as connection:
         name = text("UPDATE etl_runs SET process = :name WHERE etl_run_id IN (:dead, :ended)")

@@ -325,7 +325,7 @@ def _recorded(etl: Etl, etl_run_id: str, outcome: Outcome) -> Iterator[None]:
             outcome.fail("no call was answered within --max-time; see: checkly-etl doctor", "api-down")
         try:
             etl.database.run(
-                lambda c: warehouse.update_run(
+                lambda c: warehouse.end_run(
                     c, etl_run_id, outcome.counters, outcome=outcome.word, error=outcome.error
                 )
             )

@@ -288,7 +288,7 @@ class _Details:
             is_regrouped = regroup(connection, test_session)
         if there or is_regrouped:
             warehouse.stamp(connection, test_session_id, self._run.etl_run_id)
-        warehouse.update_run(connection, self._run.etl_run_id, self._run.outcome.counters)
+        warehouse.add_to_run(connection, self._run.etl_run_id, {})
         warehouse.save_drift(connection, [became.drift])
 
     def _give_back(self) -> None:

@@ -36,7 +36,7 @@ from etl.errors import (
     runbook,
 )
 from etl.pipeline.blame import Suspects, note_bug
-from etl.pipeline.recording import Batch, Failed, Fetched, Recorder, Work
+from etl.pipeline.recording import AT_ONCE, Batch, Failed, Fetched, Recorder, Work
 from etl.pipeline.run import AccountRun
 from etl.session_queue import Claim
 
@@ -76,8 +76,9 @@ class _Drain:
         self._only = only
         self._database, self._export = run.database, run.export
         # SQLite has one writer: two threads would only wait for each other, and each fill a cache.
-        self._writers = ThreadPoolExecutor(1 if run.database.is_sqlite else 2, thread_name_prefix="write")
-        self._recorder = Recorder(run, self._writers)
+        at_once, claiming = (1, 0) if run.database.is_sqlite else (AT_ONCE, 1)
+        self._writers = ThreadPoolExecutor(at_once + claiming, thread_name_prefix="write")
+        self._recorder = Recorder(run, self._writers, at_once)
         self._claiming: Future[list[Work]] | None = None
         self._dry_after: int | None = None  # so many batches were written when the last claim began and found nothing
         self._claimed_after = 0

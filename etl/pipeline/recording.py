@@ -1,12 +1,14 @@
 """Recording: what became of the claims goes into the warehouse, in one transaction with their ack.
 
-Hides that it is written while the next sessions are fetched and normalized, and that a batch which cannot be
-written is halved until the bad session is alone. Memory holds two batches: one that is written, and the next.
+Hides that batches are written while the next sessions are fetched and normalized, on PostgreSQL two at once, and
+that one which cannot be written is halved until the bad session is alone. Memory holds those, and the next.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ from etl.warehouse import Payload
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 2  # transactions: one is formatted here while the server works on another; a third only waits for its locks
 NEVER = -timedelta(days=365)  # a session that ends so far in the future has a wrong clock: it is not waited for
 POLL_SHARE = 0.2  # a RUNNING session is read again after this share of the time that it has been waiting
 
@@ -105,41 +108,52 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     saved: warehouse.Saved
-    counters: dict[str, int]
+    counted: dict[str, int]  # for the run's counters
     buried: dict[str, Failure]
     retried: dict[str, Failure]
     lost: set[str]
 
 
 class Recorder:
-    """Writes one batch after the other, in one of the `threads`."""
+    """Writes batches in some of the `threads`, so many `at_once`."""
 
-    def __init__(self, run: AccountRun, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, run: AccountRun, threads: ThreadPoolExecutor, at_once: int) -> None:
         self._run = run
         self._threads = threads
-        self._writing: tuple[Future[None], list[Claim]] | None = None
+        self._at_once = at_once
+        self._writing: deque[tuple[Future[None], list[Claim]]] = deque()
         self._unwritten: list[Claim] = []
+        self._telling = threading.Lock()  # the outcome's numbers
         self.written = 0  # batches
 
     def record(self, batch: Batch) -> None:
-        """Begin to write it; the one before is waited for. Raises what that one met: WarehouseUnavailable, a bug.
+        """Begin to write it, when fewer are written than may be. Raises what those met: WarehouseUnavailable, a bug.
 
         The claims of what could not be written, and of what then was not begun, are in `take_unwritten`.
         """
         if not len(batch):
             return
         try:
-            self.settle()
+            while len(self._writing) >= self._at_once:
+                self._wait_for_first()
         except BaseException:
             self._unwritten += batch.claims
             raise
-        self._writing = self._threads.submit(self._record, batch), batch.claims
+        self._writing.append((self._threads.submit(self._record, batch), batch.claims))
 
     def settle(self) -> None:
-        """Wait until everything is written. Raises as `record`."""
-        if self._writing is None:
-            return
-        (writing, claims), self._writing = self._writing, None
+        """Wait until everything is written, whatever fails. Raises as `record`, a bug before all else."""
+        failed: list[Exception] = []
+        while self._writing:
+            try:
+                self._wait_for_first()
+            except Exception as error:  # noqa: BLE001 - raised when nothing is written any more
+                failed.append(error)
+        for worst in sorted(failed, key=lambda error: isinstance(error, EtlError)):
+            raise worst
+
+    def _wait_for_first(self) -> None:
+        writing, claims = self._writing.popleft()
         try:
             writing.result()
         except BaseException:
@@ -184,20 +198,17 @@ class Recorder:
         session_queue.release(connection, batch.released)
         session_queue.release(connection, batch.suspected, last=True)
 
-        counters = dict(self._run.outcome.counters)
         gone = sum(claim.test_session_id in ours for claim in batch.gone)
-        _add(
-            counters,
-            {
-                "test_sessions_saved": len(saved.changed),
-                "test_sessions_unchanged": len(saved.unchanged) + gone,
-                "test_sessions_dead": len(buried),
-                "results_saved": saved.results,
-            },
-        )
-        warehouse.update_run(connection, self._run.etl_run_id, counters)
+        counted = {
+            "test_sessions_saved": len(saved.changed),
+            "test_sessions_unchanged": len(saved.unchanged) + gone,
+            "test_sessions_dead": len(buried),
+            "results_saved": saved.results,
+        }
+        # Last: whoever writes beside us waits for this row.
+        warehouse.add_to_run(connection, self._run.etl_run_id, counted)
         lost = {claim.test_session_id for claim in batch.claims} - ours
-        return _Recorded(saved, counters, buried, retried, lost)
+        return _Recorded(saved, counted, buried, retried, lost)
 
     def _save(self, connection: Connection, batch: Batch, ours: set[str]) -> warehouse.Saved:
         """The rows of what was fetched, and the documents."""
@@ -308,8 +319,11 @@ class Recorder:
         )
 
     def _tell(self, batch: Batch, recorded: _Recorded) -> None:
-        self._run.outcome.counters = recorded.counters
-        self._run.outcome.retrying += len(recorded.retried)
+        with self._telling:
+            for name, more in recorded.counted.items():
+                self._run.outcome.counters[name] += more
+            self._run.outcome.retrying += len(recorded.retried)
+            self._run.etl.progress.advance(len(batch) - len(batch.released) - len(batch.suspected))
         for item in batch.fetched:
             id_ = item.claim.test_session_id
             if id_ in recorded.lost:
@@ -336,7 +350,6 @@ class Recorder:
             )
         for id_, failure in recorded.retried.items():
             logger.debug("test session %s will be tried again: %s", id_, failure.reason)
-        self._run.etl.progress.advance(len(batch) - len(batch.released) - len(batch.suspected))
 
     def _rows_to_save(self, item: Fetched) -> TestSessionRows:
         is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
@@ -349,8 +362,3 @@ def _failure(item: Failed) -> Failure:
         return Failure(item.claim.test_session_id, error.kind, str(documents.storable(str(error))))
     # Not the error's own text: it may hold data.
     return Failure(item.claim.test_session_id, "bug", f"a bug in checkly-etl ({type(error).__name__}); see the log")
-
-
-def _add(counters: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, value in more.items():
-        counters[name] += value
