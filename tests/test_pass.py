@@ -1029,7 +1029,8 @@ def test_what_came_together_is_recorded_together(
     make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH_SECONDS", 60.0)
-    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 10)
+    at_once = 1 if database.is_sqlite else 2
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 10 * at_once)
     for number in range(1, 26):
         checkly.put_test_session(detail(number), entry(number))
     etl = make()
@@ -1049,7 +1050,7 @@ def test_what_came_together_is_recorded_together(
 def test_the_next_sessions_are_fetched_while_a_batch_is_written(
     make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 5)
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 20)
     for number in range(1, 41):
         checkly.put_test_session(detail(number), entry(number))
     checkly.faults.add(Fault("delay", match="/v1/test-sessions/", seconds=0.05))

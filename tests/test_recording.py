@@ -39,7 +39,7 @@ DETAIL = "^/v1/test-sessions/"
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten batches of four."""
+    """Ten batches of four, or on PostgreSQL twenty of two."""
     monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 4)
 
 

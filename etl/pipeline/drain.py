@@ -42,8 +42,8 @@ from etl.session_queue import Claim
 
 logger = logging.getLogger(__name__)
 
-BATCH = 128  # sessions that are recorded together: a transaction costs as much as the rows of twenty of them
-BATCH_BYTES = 3_000_000
+BATCH = 128  # sessions that are recorded at once: a transaction costs as much as the rows of twenty of them
+BATCH_BYTES = 3_000_000  # of their documents
 BATCH_SECONDS = 0.25  # for which a document that came waits for others
 
 
@@ -79,6 +79,7 @@ class _Drain:
         at_once, claiming = (1, 0) if run.database.is_sqlite else (AT_ONCE, 1)
         self._writers = ThreadPoolExecutor(at_once + claiming, thread_name_prefix="write")
         self._recorder = Recorder(run, self._writers, at_once)
+        self._batch, self._batch_bytes = BATCH // at_once, BATCH_BYTES // at_once
         self._claiming: Future[list[Work]] | None = None
         self._dry_after: int | None = None  # so many batches were written when the last claim began and found nothing
         self._claimed_after = 0
@@ -166,11 +167,11 @@ class _Drain:
     def _is_time_to_record(self) -> bool:
         """Many together; but nobody waits for a failure, nor for what does not come."""
         return (
-            len(self._brought) >= BATCH
+            len(self._brought) >= self._batch
             or not (self._flying or self._waiting or self._claiming)
             or time.monotonic() - self._brought_since >= BATCH_SECONDS
             or any(item.error is not None for item in self._brought)
-            or sum(item.size for item in self._brought) >= BATCH_BYTES
+            or sum(item.size for item in self._brought) >= self._batch_bytes
         )
 
     def _submit(self, pool: ThreadPoolExecutor, work: Work, *, alone: bool = False) -> Future[_Brought]:
