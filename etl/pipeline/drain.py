@@ -42,8 +42,8 @@ from etl.session_queue import Claim
 
 logger = logging.getLogger(__name__)
 
-BATCH = 128  # sessions that are recorded at once: a transaction costs as much as the rows of twenty of them
-BATCH_BYTES = 3_000_000  # of their documents
+BATCH = 128  # sessions that are recorded together: a transaction costs as much as the rows of twenty of them
+BATCH_BYTES = 3_000_000
 BATCH_SECONDS = 0.25  # for which a document that came waits for others
 
 
@@ -68,6 +68,25 @@ class _Brought:
         return len(self.document.body) if self.document else 0
 
 
+@dataclass(slots=True)
+class _Tally:
+    """Of what came, and is not recorded yet."""
+
+    items: int = 0
+    new: int = 0  # of which we hold nothing: each has many rows to write
+    size: int = 0  # bytes
+    has_failed: bool = False
+    since: float = 0.0
+
+    def add(self, item: _Brought) -> None:
+        if not self.items:
+            self.since = time.monotonic()
+        self.items += 1
+        self.new += item.work.held is None
+        self.size += item.size
+        self.has_failed |= item.error is not None
+
+
 class _Drain:
     """One drain of one account's queue."""
 
@@ -79,7 +98,7 @@ class _Drain:
         at_once, claiming = (1, 0) if run.database.is_sqlite else (AT_ONCE, 1)
         self._writers = ThreadPoolExecutor(at_once + claiming, thread_name_prefix="write")
         self._recorder = Recorder(run, self._writers, at_once)
-        self._batch, self._batch_bytes = BATCH // at_once, BATCH_BYTES // at_once
+        self._at_once = at_once
         self._claiming: Future[list[Work]] | None = None
         self._dry_after: int | None = None  # so many batches were written when the last claim began and found nothing
         self._claimed_after = 0
@@ -88,7 +107,7 @@ class _Drain:
         self._flying: dict[Future[_Brought], Claim] = {}
         self._came: SimpleQueue[Future[Any]] = SimpleQueue()  # of those, and the claim
         self._brought: deque[_Brought] = deque()  # came, and is not recorded yet
-        self._brought_since = 0.0
+        self._tally = _Tally()
         self._alone: Future[_Brought] | None = None  # what fetches a large one
         self._suspects = Suspects[Failed](run)
 
@@ -165,13 +184,19 @@ class _Drain:
         self._waiting.extend(claimed)
 
     def _is_time_to_record(self) -> bool:
-        """Many together; but nobody waits for a failure, nor for what does not come."""
+        """Many together; but nobody waits for a failure, nor for what does not come.
+
+        Where two are written at once, each is half as large: memory is the same. What we hold already is mostly
+        unchanged, and is nothing to write.
+        """
+        tally = self._tally
         return (
-            len(self._brought) >= self._batch
+            tally.items >= BATCH
+            or tally.new * self._at_once >= BATCH
+            or tally.size * self._at_once >= BATCH_BYTES
+            or tally.has_failed
             or not (self._flying or self._waiting or self._claiming)
-            or time.monotonic() - self._brought_since >= BATCH_SECONDS
-            or any(item.error is not None for item in self._brought)
-            or sum(item.size for item in self._brought) >= self._batch_bytes
+            or time.monotonic() - tally.since >= BATCH_SECONDS
         )
 
     def _submit(self, pool: ThreadPoolExecutor, work: Work, *, alone: bool = False) -> Future[_Brought]:
@@ -188,10 +213,9 @@ class _Drain:
                 if future is self._claiming:
                     self._take_claimed()
                 else:
-                    if not self._brought:
-                        self._brought_since = time.monotonic()
                     del self._flying[future]
-                    self._brought.append(future.result())
+                    self._brought.append(brought := future.result())
+                    self._tally.add(brought)
                     self._alone = None if self._alone is future else self._alone
                 future = self._came.get_nowait()
 
@@ -251,6 +275,7 @@ class _Drain:
     def _record_all(self) -> None:
         """Sort what the workers brought, record it in batches, then raise what ends the drain."""
         fatal: EtlError | None = None
+        self._tally = _Tally()
         while self._brought:
             is_large = self._brought[0].size > LARGE_BODY
             if is_large:
