@@ -60,10 +60,17 @@ WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are 
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
-EXECUTIONS_AT_ONCE = 5_000  # about so many: SQLite counts in temporary tables, whose caches are megabytes
+# About so many. SQLite counts in temporary tables, whose caches are megabytes. PostgreSQL, asked for a tenth of the
+# table, reads all of it; for each piece.
+EXECUTIONS_AT_ONCE = {"postgresql": 20_000, "sqlite": 5_000}
 GROUPS_AT_ONCE = {"postgresql": 300, "sqlite": 10_000}  # both look at most links in any case
 DAYS_KEPT = ROLLED_UP_DAYS + 5  # a clock may go back over midnight
 PATIENCE = 1.0  # seconds for each piece, until the next pass is left to do it
+# How many executions there are, about: to count them would take longer. One takes 400 bytes.
+_EXECUTIONS = {
+    "postgresql": "pg_relation_size('check_executions') / 400",
+    "sqlite": "(SELECT MAX(rowid) FROM check_executions)",
+}
 # Nothing here is worth a pass that does not end. And a compiler for each statement would take longer than the rest.
 _LOCAL_SETTINGS = "SET LOCAL statement_timeout = '120s'; SET LOCAL jit = off"
 
@@ -144,12 +151,10 @@ def _in_batches(key: Column[Any], missing: ColumnElement[bool], size: int, fill:
 
 
 def _at_once(connection: Connection, most: int) -> int:
-    """How many checks to count together: on SQLite fewer of those that run often."""
-    if connection.dialect.name != "sqlite":
-        return most
-    newest = "SELECT MAX(rowid) FROM check_executions"  # to count them would take longer
-    each = _run(connection, f"SELECT ({newest}) / MAX(COUNT(*), 1) FROM etl_checks").scalar_one() or 0
-    return max(1, min(most, EXECUTIONS_AT_ONCE // max(each, 1)))
+    """How many checks to count together: fewer of those that run often."""
+    dialect = connection.dialect.name
+    each = _run(connection, f"SELECT {_EXECUTIONS[dialect]} / COUNT(*) FROM etl_checks HAVING COUNT(*) > 0").scalar()
+    return max(1, min(most, EXECUTIONS_AT_ONCE[dialect] // max(each or 0, 1)))
 
 
 # --- what there is to roll up -------------------------------------------------------------------------------

@@ -366,6 +366,8 @@ def test_a_discovery_that_slept_through_its_lease_leaves_the_rest_to_the_other(
         simulator.add_fault(match="nextId", kind="delay", seconds=1, times=1)
         sleeper = _named(some, "sync", "-v")
         wait_until(lambda: any("nextId" in request.query for request in simulator.requests))
+        # The first page is saved meanwhile: SQLite would be locked by who sleeps in a transaction.
+        wait_until(lambda: scalar(database, "SELECT count(*) FROM etl_queue") > 0)
         sleeper.process.send_signal(signal.SIGSTOP)
         wait_until(lambda: _discovery_is_overdue(database))
         other = _named(some, "sync")
