@@ -60,8 +60,8 @@ WORTH_IT = 50_000  # executions; fewer are counted about as fast as rollups are 
 SESSIONS_AT_ONCE = 1_000
 HISTORIES_AT_ONCE = 10  # checks whose whole history is counted
 CHECKS_AT_ONCE = 25  # of which a month is counted
-# About so many. SQLite counts in temporary tables, whose caches are megabytes. PostgreSQL, asked for a tenth of the
-# table, reads all of it; for each piece.
+# About so many. SQLite counts in temporary tables, whose caches are megabytes; PostgreSQL, asked for much more, would
+# rather read the whole table than look up a part of it, and again for each piece.
 EXECUTIONS_AT_ONCE = {"postgresql": 20_000, "sqlite": 5_000}
 GROUPS_AT_ONCE = {"postgresql": 300, "sqlite": 10_000}  # both look at most links in any case
 DAYS_KEPT = ROLLED_UP_DAYS + 5  # a clock may go back over midnight
@@ -153,8 +153,8 @@ def _in_batches(key: Column[Any], missing: ColumnElement[bool], size: int, fill:
 def _at_once(connection: Connection, most: int) -> int:
     """How many checks to count together: fewer of those that run often."""
     dialect = connection.dialect.name
-    each = _run(connection, f"SELECT {_EXECUTIONS[dialect]} / COUNT(*) FROM etl_checks HAVING COUNT(*) > 0").scalar()
-    return max(1, min(most, EXECUTIONS_AT_ONCE[dialect] // max(each or 0, 1)))
+    each = _run(connection, f"SELECT {_EXECUTIONS[dialect]} / NULLIF(COUNT(*), 0) FROM etl_checks").scalar_one() or 1
+    return max(1, min(most, EXECUTIONS_AT_ONCE[dialect] // each))
 
 
 # --- what there is to roll up -------------------------------------------------------------------------------

@@ -1047,6 +1047,29 @@ def test_what_came_together_is_recorded_together(
     assert len(transactions) <= 4
 
 
+def test_where_two_batches_are_written_at_once_each_holds_half_as_many_that_are_new(
+    make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH_SECONDS", 60.0)
+    monkeypatch.setattr(sys.modules["etl.pipeline.drain"], "BATCH", 40)
+    for number in range(1, 41):
+        checkly.put_test_session(detail(number), entry(number))
+    lock = session_queue.lock
+    transactions: list[int] = []
+
+    def counted(connection: Any, claims: Any) -> Any:
+        transactions.append(len(claims))
+        return lock(connection, claims)
+
+    monkeypatch.setattr(session_queue, "lock", counted)
+    etl = make(CHECKLY_ETL_EXPORT__CONCURRENCY="1")  # they come one by one
+    assert saved(pipeline.backfill(etl, since=LONG_AGO, until=None)) == 40
+    assert len(transactions) == (1 if database.is_sqlite else 2)
+    transactions.clear()
+    pipeline.backfill(etl, since=LONG_AGO, until=None, force=True)
+    assert transactions == [40], "what is held is nothing to write"
+
+
 def test_the_next_sessions_are_fetched_while_a_batch_is_written(
     make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,6 @@ class _Drain:
         at_once, claiming = (1, 0) if run.database.is_sqlite else (AT_ONCE, 1)
         self._writers = ThreadPoolExecutor(at_once + claiming, thread_name_prefix="write")
         self._recorder = Recorder(run, self._writers, at_once)
-        self._at_once = at_once
         self._claiming: Future[list[Work]] | None = None
         self._dry_after: int | None = None  # so many batches were written when the last claim began and found nothing
         self._claimed_after = 0
@@ -189,11 +188,11 @@ class _Drain:
         Where two are written at once, each is half as large: memory is the same. What we hold already is mostly
         unchanged, and is nothing to write.
         """
-        tally = self._tally
+        tally, at_once = self._tally, self._recorder.at_once
         return (
             tally.items >= BATCH
-            or tally.new * self._at_once >= BATCH
-            or tally.size * self._at_once >= BATCH_BYTES
+            or tally.new * at_once >= BATCH
+            or tally.size * at_once >= BATCH_BYTES
             or tally.has_failed
             or not (self._flying or self._waiting or self._claiming)
             or time.monotonic() - tally.since >= BATCH_SECONDS

@@ -120,7 +120,7 @@ class Recorder:
     def __init__(self, run: AccountRun, threads: ThreadPoolExecutor, at_once: int) -> None:
         self._run = run
         self._threads = threads
-        self._at_once = at_once
+        self.at_once = at_once
         self._writing: deque[tuple[Future[None], list[Claim]]] = deque()
         self._unwritten: list[Claim] = []
         self._telling = threading.Lock()  # the outcome's numbers
@@ -134,7 +134,7 @@ class Recorder:
         if not len(batch):
             return
         try:
-            while len(self._writing) >= self._at_once:
+            while len(self._writing) >= self.at_once:
                 self._wait_for_first()
         except BaseException:
             self._unwritten += batch.claims
