@@ -88,7 +88,7 @@ VIEWS = {
     ),
     "v_flaky_checks": View(
         key="account_id check_key",
-        never_null="check_key executions decided retry_flaky commits commit_flaky comparable flips",
+        never_null="check_key executions decided retry_flaky commits commit_flaky comparable flips ambiguous",
     ),
     "v_freshness": View(
         key="account_id",
@@ -108,6 +108,7 @@ VIEWS = {
 # One name means one thing: words for the columns of views that no table has, or not with this meaning.
 WORDS = {
     "account_id": "The Checkly account.",
+    "ambiguous": "Executions that may be of another check of the same name; comparisons leave them out.",
     "baseline_days": "Days of the baseline on which it passed.",
     "baseline_n": "Durations in the days of the baseline.",
     "branches": "Branches that it was seen on.",
@@ -134,7 +135,7 @@ WORDS = {
     "first_observed_at": "When it was first seen in a result of this warehouse.",
     "first_started_at": "Start of the first execution.",
     "flip_rate": "flips / comparable; null where nothing was comparable.",
-    "flips": "Comparable executions with another status than the one before.",
+    "flips": "Comparable executions with another verdict than the one before.",
     "last_failed_at": "Start of the last failure of the streak.",
     "last_observed_at": "When it was last seen in a result of this warehouse.",
     "last_started_at": "Start of the newest execution.",

@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -46,6 +47,7 @@ _ESCAPE = re.compile(
 )
 _PIECE = 1 << 20
 LONGEST_TEXT = 4_000_000  # bytes, as written in JSON: a column holds no longer one, and nor does our memory
+_LEAP_SECOND = re.compile(rb'"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d):60((?:\.\d+)?(?:[Zz]|[+-]\d\d:?\d\d)?)"')
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _HIGH_AT_END = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 NESTED = "nested too deeply to be read"
@@ -148,7 +150,29 @@ def decode_part(part: msgspec.Raw | bytes | bytearray, type_: type[T]) -> T:
     try:
         return _decoder(type_).decode(part)
     except (RecursionError, msgspec.MsgspecError) as error:
-        raise _payload_error(error) from None
+        moved = _without_leap_seconds(part)
+        if moved is None:
+            raise _payload_error(error) from None
+    return decode_part(moved, type_)
+
+
+def _without_leap_seconds(part: msgspec.Raw | bytes | bytearray) -> bytes | None:
+    """The same JSON with each leap second as the second after it; None if it holds none.
+
+    RFC 3339 allows :60 (https://www.rfc-editor.org/rfc/rfc3339#section-5.6), Python and our decoder do not.
+    """
+    if not _LEAP_SECOND.search(part):
+        return None
+    moved = _LEAP_SECOND.sub(_second_after, memoryview(part))
+    return None if moved == part else moved
+
+
+def _second_after(leap: re.Match[bytes]) -> bytes:
+    try:
+        minute = datetime.fromisoformat(leap[1].decode()) + timedelta(minutes=1)
+    except (ValueError, OverflowError):
+        return leap[0]  # no time at all, or the last second of the year 9999
+    return b'"' + minute.isoformat(timespec="seconds").encode() + leap[2] + b'"'
 
 
 def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:

@@ -231,7 +231,9 @@ def _checks(connection: Connection) -> Step:
             connection.execute(delete(rollup).where(rollup.c.check_hash.in_(keys)))
             _fill_open(connection, rollup, "IS_OPEN(k)", "k.check_hash IN :keys", keys)
         connection.execute(delete(etl_checks).where(_k.check_hash.in_(keys), gone))
-        told = "check_id, check_name, check_type, project_id, first_started_at, last_started_at, last_verdict"
+        told = (
+            "check_id, check_name, check_type, project_id, first_started_at, last_started_at, last_verdict, ambiguous"
+        )
         live = f"SELECT DATE_AGO(0), {told} FROM etl_live_checks c WHERE c.check_hash = etl_checks.check_hash"
         if _today(connection) == today:  # SQLite's "now" goes on within a transaction
             statement = f"UPDATE etl_checks SET (rolled_up_for, {told}) = ({live}) WHERE check_hash IN :keys"
@@ -285,7 +287,7 @@ def sweep(connection: Connection) -> None:
         f"DELETE FROM etl_rollup_error_occurrences AS o WHERE NOT EXISTS ({stored})",
         f"DELETE FROM etl_checks WHERE rolled_up_for IS NULL AND NOT EXISTS ({executions})",
         "UPDATE etl_checks SET check_id = NULL, check_name = NULL, check_type = NULL, project_id = NULL, "
-        "first_started_at = NULL, last_started_at = NULL, last_verdict = NULL "
+        "first_started_at = NULL, last_started_at = NULL, last_verdict = NULL, ambiguous = NULL "
         "WHERE rolled_up_for IS NULL AND last_started_at IS NOT NULL",
     ):
         _run(connection, statement)

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -206,10 +207,14 @@ check_executions = Table(
     "check_executions",
     metadata,
     _key("test_session_id", Id, _TEST_SESSION),
-    _key("execution_no", Integer, "From 1 in order of first appearance; no stable id outside of this session."),
-    _need("check_key", Text, "check_id, else <project_id or ->:<check_type>:<check_name or empty>."),
+    _key("execution_no", Integer, "From 1 by the least position of its rows; no stable id outside of this session."),
+    _need(
+        "check_key",
+        Text,
+        "check_id, else <project_id or ->:<check_type>:<check_name or empty>, and :<file_path> for a twin.",
+    ),
     _need("history_key", String(64), "Hash of account, check_key, branch, environment and run location."),
-    _need("grouped_by", Text, "sequence (Checkly's own grouping) or inferred (from the order of results)."),
+    _need("grouped_by", Text, "sequence (Checkly's own grouping) or inferred (from times and locations)."),
     _need("test_session_result_id", Id, "The FINAL result, else the last one."),
     _may("link", Text, "Page of that result at Checkly."),
     _may("check_id", Id, "Checkly's id of the check."),
@@ -217,13 +222,21 @@ check_executions = Table(
     _may("check_type", Text, "Checkly's check type, verbatim."),
     _may("run_location", Text, "Region or private location that it ran in."),
     _need("status", Text, "Checkly's status of that result, verbatim."),
-    _may("verdict", Text, "PASSED or FAILED when a FINAL has that status; null: undecided."),
+    _may("verdict", Text, "PASSED (FINAL PASSED or DEGRADED), FAILED (FINAL FAILED or TIMED_OUT); null: undecided."),
     _need("retries", Integer, "ATTEMPT rows folded into it."),
     _need("is_retry_flaky", Boolean, "A failed ATTEMPT, then verdict PASSED."),
     _may("is_degraded", Boolean, "Slower than its limit for degraded."),
     _may("has_errors", Boolean, "The run could not be carried out properly."),
     _need("started_at", UtcTime, "Earliest start of its rows, else the session's."),
     _may("stopped_at", UtcTime, "End of the FINAL; null without one."),
+    Column(
+        "is_ambiguous",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="Another check without an id has this name here, and no file path tells them apart: which one it is "
+        "is not known.",
+    ),
     _may("duration_ms", Double, "stopped_at - started_at of the FINAL, milliseconds; null without one."),
     _need("retry_cost_ms", Double, "Time that its ATTEMPT rows took, milliseconds."),
     _may("account_id", Id, "Copied from the session."),
@@ -497,6 +510,14 @@ etl_views = Table(
     comment="Texts of the views, by hash: tells whether the schema is current without alembic.",
 )
 
+etl_replay_due = Table(
+    "etl_replay_due",
+    metadata,
+    _key("revision", String(32), "The revision of the schema since which documents are read otherwise."),
+    _need("reason", Text, "What a replay changes."),
+    comment="One row per reason why checkly-etl replay is due; a replay that came to its end deletes them.",
+)
+
 # --- rollups ------------------------------------------------------------------------------------------------
 # What views read instead of counting again. Triggers (triggers/*.sql) drop what was made of rows that are written;
 # `etl/rollups.py` makes it anew from the views etl_live_….
@@ -524,6 +545,7 @@ etl_checks = Table(
     _may("first_started_at", UtcTime, "Start of its first execution."),
     _may("last_started_at", UtcTime, "Start of its newest execution."),
     _may("last_verdict", Text, "Verdict of its newest decided execution."),
+    _may("ambiguous", BigInteger, "Its ambiguous executions."),
     comment="One row a check that ever ran; short keys for joins.",
 )
 
@@ -573,6 +595,7 @@ etl_rollup_flaky_checks = Table(
     _need("commit_flaky", BigInteger, "See v_flaky_checks."),
     _need("comparable", BigInteger, "See v_flaky_checks."),
     _need("flips", BigInteger, "See v_flaky_checks."),
+    _need("ambiguous", BigInteger, "See v_flaky_checks."),
     comment="Rows of v_flaky_checks for the checks and the day that etl_checks says.",
 )
 

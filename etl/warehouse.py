@@ -48,6 +48,7 @@ from etl.tables import (
     etl_drift,
     etl_payloads,
     etl_queue,
+    etl_replay_due,
     etl_runs,
     test_session_error_groups,
     test_session_result_error_groups,
@@ -595,6 +596,25 @@ def payload_ids(connection: Connection, kind: str, *, after: str | None, limit: 
 def count_payloads(connection: Connection, kind: str) -> int:
     """How many documents of a kind are stored."""
     return connection.execute(select(func.count()).where(etl_payloads.c.kind == kind)).scalar_one()
+
+
+def ids_without_payload(connection: Connection, *, after: str | None, limit: int) -> list[str]:
+    """Return the next ids, in order, of test sessions whose document is not stored."""
+    is_stored = exists().where(etl_payloads.c.kind == TEST_SESSION, etl_payloads.c.document_id == _s.test_session_id)
+    query = select(_s.test_session_id).where(~is_stored)
+    if after is not None:
+        query = query.where(_s.test_session_id > after)
+    return list(connection.execute(query.order_by(_s.test_session_id).limit(limit)).scalars())
+
+
+def replay_due(connection: Connection) -> list[str]:
+    """Return why a replay is due: what releases since the last one read otherwise. Empty: it is not."""
+    return list(connection.execute(select(etl_replay_due.c.reason).order_by(etl_replay_due.c.revision)).scalars())
+
+
+def replay_done(connection: Connection) -> None:
+    """Note that a replay came to its end."""
+    connection.execute(delete(etl_replay_due))
 
 
 def count_without_payload(connection: Connection) -> int:

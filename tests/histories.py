@@ -6,17 +6,19 @@ to the same rows on both engines, for every history that hypothesis thinks of, b
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from etl.normalize import ResultRow, _execution_rows
+from etl.normalize import ResultRow
 from etl.tables import check_executions, metadata
 
 Row = dict[str, Any]
@@ -32,7 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         ),
         "v_checks": (
             "account_id check_key check_id check_name check_type project_id first_started_at last_started_at "
-            "last_verdict"
+            "last_verdict ambiguous"
         ),
         "v_check_daily": (
             "day account_id check_key branch_name environment run_location check_name check_type project_id "
@@ -42,8 +44,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "v_execution_history": (
             "test_session_id execution_no check_key history_key grouped_by test_session_result_id link check_id "
             "check_name check_type run_location status verdict retries is_retry_flaky is_degraded has_errors "
-            "started_at stopped_at duration_ms retry_cost_ms account_id project_id environment branch_name commit_id "
-            "previous_status previous_started_at previous_commit_id is_flip is_new_failure"
+            "started_at stopped_at is_ambiguous duration_ms retry_cost_ms account_id project_id environment "
+            "branch_name commit_id previous_status previous_started_at previous_commit_id is_flip is_new_failure"
         ),
         "v_failure_streaks": (
             "account_id check_key branch_name environment run_location check_name check_type first_failed_at "
@@ -56,7 +58,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         ),
         "v_flaky_checks": (
             "account_id check_key check_name check_type executions decided retry_flaky retry_flaky_rate commits "
-            "commit_flaky commit_flaky_rate comparable flips flip_rate"
+            "commit_flaky commit_flaky_rate comparable flips flip_rate ambiguous"
         ),
         "v_error_occurrences": (
             "test_session_id test_session_result_id error_group_id cleaned_error_message account_id check_key "
@@ -92,13 +94,16 @@ _KINDS = {
     "int": (
         "executions passed failed undecided retry_flaky degraded retries error_groups decided errored "
         "passed_duration_n execution_no failures time_to_fix_ms commits commit_flaky comparable flips occurrences "
-        "test_sessions checks branches environments occurrences_7d recent_n baseline_n baseline_days"
+        "test_sessions checks branches environments occurrences_7d recent_n baseline_n baseline_days ambiguous"
     ),
     "float": (
         "retry_cost_ms duration_ms pass_rate retry_flaky_rate passed_duration_ms_sum p50_duration_ms p95_duration_ms "
         "commit_flaky_rate flip_rate recent_p95_duration_ms baseline_p95_duration_ms ratio"
     ),
-    "bool": "is_retry_flaky is_degraded has_errors is_flip is_new_failure is_commit_flaky is_new is_regression",
+    "bool": (
+        "is_retry_flaky is_degraded has_errors is_flip is_new_failure is_commit_flaky is_new is_regression "
+        "is_ambiguous"
+    ),
 }
 KINDS: dict[str, str] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
@@ -190,6 +195,10 @@ def _failed(executions: Iterable[Row]) -> list[Row]:
     return [row for row in executions if row["verdict"] == "FAILED"]
 
 
+def _certain(executions: Iterable[Row]) -> list[Row]:
+    return [row for row in executions if not row["is_ambiguous"]]
+
+
 def _rate(part: int, whole: int) -> float | None:
     return None if whole == 0 else part / whole
 
@@ -237,6 +246,150 @@ def _names_of_checks(history: History) -> dict[tuple[Any, ...], Row]:
             "project_id": projects[-1] if projects else None,
         }
     return names
+
+
+# --- executions ---------------------------------------------------------------------------------------------
+
+
+def executions_of(results: Sequence[Row], session: Row) -> list[Row]:
+    """Fold the result rows of one session into rows of check_executions, and set each result's execution_no."""
+    by_check: dict[str, list[Row]] = {}
+    for result in results:
+        unnamed = f"{session.get('project_id') or '-'}:{result['check_type'] or ''}:{result['check_name'] or ''}"
+        by_check.setdefault(result["check_id"] or unnamed, []).append(result)
+    executions: list[Row] = []
+    for check_key, rows in by_check.items():
+        executions += [{"check_key": check_key, **folded} for folded in _folded(rows, session)]
+    executions.sort(key=lambda execution: min(row["position"] for row in execution["rows"]))
+    _mark_twins(executions)
+    return [_execution_row(number, execution, session) for number, execution in enumerate(executions, 1)]
+
+
+def _folded(rows: list[Row], session: Row) -> list[Row]:
+    """Rules 0 to 3, for the rows of one check; rule 4 is `_joined`."""
+    has_no_types = all(row["result_type"] is None for row in rows)
+
+    def execution(members: list[Row], grouped_by: str) -> Row:
+        finals = [row for row in members if row["result_type"] == "FINAL"]
+        if has_no_types and session["is_final"]:
+            finals = members
+        shown = finals[-1] if finals else members[-1]
+        return {"rows": members, "grouped_by": grouped_by, "has_final": bool(finals), "shown": shown}
+
+    have_times = all(row["started_at"] is not None for row in rows)
+
+    def in_order(some: Iterable[Row]) -> list[Row]:
+        return sorted(some, key=lambda row: (row["started_at"] if have_times else TIMELESS, row["position"]))
+
+    if all(row["sequence_id"] for row in rows):
+        return [execution(some, "sequence") for some in _grouped(in_order(rows), "sequence_id").values()]
+    executions = []
+    for members in _grouped(in_order(rows), "run_location").values():
+        collected: list[Row] = []
+        for row in members:
+            collected.append(row)
+            if row["result_type"] == "FINAL" or (has_no_types and session["is_final"]):
+                executions.append(execution(collected, "inferred"))
+                collected = []
+        if collected:
+            executions.append(execution(collected, "inferred"))
+    return _joined(executions, lambda rows: execution(rows, "inferred"))
+
+
+TIMELESS = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def _joined(executions: list[Row], execution: Callable[[list[Row]], Row]) -> list[Row]:
+    """Rule 4: attempts that are left open go on in another location."""
+
+    def place(one: Row) -> tuple[Any, ...]:
+        location = one["shown"]["run_location"]
+        return one["rows"][0]["started_at"], location is not None, location or ""
+
+    def end(one: Row) -> datetime:
+        last = one["rows"][-1]
+        moment: datetime = last["stopped_at"] or last["started_at"]
+        return moment
+
+    waiting = [
+        one
+        for one in executions
+        if all(row["result_type"] == "ATTEMPT" and row["started_at"] is not None for row in one["rows"])
+    ]
+    now = list(executions)
+    for first_id in [
+        one["rows"][0]["test_session_result_id"]
+        for one in sorted(waiting, key=lambda one: (end(one), place(one)), reverse=True)
+    ]:
+        # What was joined by another one meanwhile is found by a row that it still holds.
+        one = next(it for it in now if first_id in [row["test_session_result_id"] for row in it["rows"]])
+        following = [
+            other
+            for other in now
+            if other["rows"][0]["started_at"] is not None
+            and other["rows"][0]["started_at"] >= end(one)
+            and other["shown"]["run_location"] != one["shown"]["run_location"]
+        ]
+        if following:
+            target = min(following, key=place)
+            together = execution(one["rows"] + target["rows"])
+            now = [together if it is target else it for it in now if it is not one]
+    return now
+
+
+def _mark_twins(executions: list[Row]) -> None:
+    for one in executions:
+        one["is_ambiguous"] = False
+        one["place"] = (one["check_key"], one["shown"]["run_location"])
+    for twins in _grouped([one for one in executions if one["shown"]["check_id"] is None], "place").values():
+        paths = [one["shown"]["file_path"] for one in twins]
+        if len(twins) == 1:
+            continue
+        if all(paths) and len(set(paths)) == len(paths):
+            for one, path in zip(twins, paths, strict=True):
+                one["check_key"] = f"{one['check_key']}:{path}"
+        else:
+            for one in twins:
+                one["is_ambiguous"] = True
+
+
+VERDICTS = {"PASSED": "PASSED", "DEGRADED": "PASSED", "FAILED": "FAILED", "TIMED_OUT": "FAILED"}
+
+
+def _execution_row(execution_no: int, execution: Row, session: Row) -> Row:
+    members, shown = execution["rows"], execution["shown"]
+    final = shown if execution["has_final"] else None
+    attempts = [row for row in members if row["result_type"] == "ATTEMPT"]
+    verdict = VERDICTS.get(final["status"]) if final else None
+    copied = ("test_session_id", "account_id", "project_id", "environment", "branch_name", "commit_id")
+    row: Row = {column: session.get(column) for column in copied}
+    shown_columns = "test_session_result_id link check_id check_name check_type run_location status has_errors"
+    row |= {column: shown[column] for column in shown_columns.split()}
+    row["execution_no"] = execution_no
+    row["check_key"] = execution["check_key"]
+    parts = ("account_id", "check_key", "branch_name", "environment", "run_location")
+    text = json.dumps([row[part] for part in parts], ensure_ascii=False, separators=(",", ":"))
+    row["history_key"] = sha256(text.encode()).hexdigest()
+    row["grouped_by"] = execution["grouped_by"]
+    row["verdict"] = verdict
+    row["retries"] = len(attempts)
+    has_failed = any(VERDICTS.get(attempt["status"]) == "FAILED" for attempt in attempts)
+    row["is_retry_flaky"] = has_failed and verdict == "PASSED"
+    row["is_degraded"] = True if final and final["status"] == "DEGRADED" else shown["is_degraded"]
+    started = [member["started_at"] for member in members if member["started_at"] is not None]
+    row["started_at"] = min(started, default=session["started_at"])
+    row["stopped_at"] = final["stopped_at"] if final else None
+    row["is_ambiguous"] = execution["is_ambiguous"]
+    has_times = final is not None and final["started_at"] is not None
+    row["duration_ms"] = _milliseconds(final["started_at"], final["stopped_at"]) if final and has_times else None
+    row["retry_cost_ms"] = math.fsum(
+        _milliseconds(attempt["started_at"], attempt["stopped_at"]) or 0.0
+        for attempt in attempts
+        if attempt["started_at"] is not None
+    )
+    for member in members:
+        member["execution_no"] = execution_no
+    return row
 
 
 # --- the views ----------------------------------------------------------------------------------------------
@@ -289,6 +442,7 @@ def v_checks(history: History, today: date) -> list[Row]:
                 "first_started_at": min(row["started_at"] for row in executions),
                 "last_started_at": newest["started_at"],
                 "last_verdict": decided[-1]["verdict"] if decided else None,
+                "ambiguous": len(executions) - len(_certain(executions)),
             }
         )
     return rows
@@ -325,16 +479,16 @@ def v_check_daily(history: History, today: date) -> list[Row]:
 def v_execution_history(history: History, today: date) -> list[Row]:
     """A row a decided execution, each after the decided one before it in its history."""
     rows = []
-    for executions in _grouped(_decided(history.check_executions), "history_key").values():
+    for executions in _grouped(_certain(_decided(history.check_executions)), "history_key").values():
         previous: Row | None = None
         for execution in _in_order(executions):
             row: Row = {column.name: execution.get(column.name) for column in check_executions.columns}
             row["previous_status"] = previous["status"] if previous else None
             row["previous_started_at"] = previous["started_at"] if previous else None
             row["previous_commit_id"] = previous["commit_id"] if previous else None
-            row["is_flip"] = previous is not None and previous["status"] != execution["status"]
+            row["is_flip"] = previous is not None and previous["verdict"] != execution["verdict"]
             row["is_new_failure"] = (
-                previous is not None and previous["status"] == "PASSED" and execution["status"] == "FAILED"
+                previous is not None and previous["verdict"] == "PASSED" and execution["verdict"] == "FAILED"
             )
             rows.append(row)
             previous = execution
@@ -345,7 +499,7 @@ def v_failure_streaks(history: History, today: date) -> list[Row]:
     """A row a streak of FAILED within a history: until the next PASSED; what is undecided does not end it."""
     names = _names_of_checks(history)
     rows = []
-    for executions in _grouped(_decided(history.check_executions), "history_key").values():
+    for executions in _grouped(_certain(_decided(history.check_executions)), "history_key").values():
         streak: list[Row] = []
         for execution in [*_in_order(executions), None]:
             if execution is not None and execution["verdict"] == "FAILED":
@@ -387,7 +541,7 @@ def _streak(failures: list[Row], recovery: Row | None, names: dict[tuple[Any, ..
 def v_commit_flakiness(history: History, today: date) -> list[Row]:
     """A row an (account_id, check_key, environment, run_location, commit_id) with a commit."""
     names = _names_of_checks(history)
-    with_commit = [row for row in history.check_executions if row["commit_id"] is not None]
+    with_commit = [row for row in _certain(history.check_executions) if row["commit_id"] is not None]
     key = ("account_id", "check_key", "environment", "run_location", "commit_id")
     rows = []
     for values, executions in _grouped(with_commit, *key).items():
@@ -412,7 +566,7 @@ def v_flaky_checks(history: History, today: date) -> list[Row]:
     for check, executions in _grouped(executed, "account_id", "check_key").items():
         decided = _decided(executions)
         commits, commit_flaky = set(), set()
-        for place, tries in _grouped(decided, "environment", "run_location", "commit_id").items():
+        for place, tries in _grouped(_certain(decided), "environment", "run_location", "commit_id").items():
             commit = place[-1]
             if commit is not None and len(tries) >= 2:
                 commits.add(commit)
@@ -441,6 +595,7 @@ def v_flaky_checks(history: History, today: date) -> list[Row]:
                 "comparable": len(comparable),
                 "flips": len(flips),
                 "flip_rate": _rate(len(flips), len(comparable)),
+                "ambiguous": len(executions) - len(_certain(executions)),
             }
         )
     return rows
@@ -521,7 +676,7 @@ def v_duration_regressions(history: History, today: date) -> list[Row]:
     names = _names_of_checks(history)
     key = ("account_id", "check_key", "environment", "run_location")
     rows = []
-    for values, executions in _grouped(history.check_executions, *key).items():
+    for values, executions in _grouped(_certain(history.check_executions), *key).items():
         row: Row = dict(zip(key, values, strict=True))
         row["check_name"] = names[row["account_id"], row["check_key"]]["check_name"]
         row["check_type"] = names[row["account_id"], row["check_key"]]["check_type"]
@@ -687,9 +842,13 @@ def _results(choices: _Choices, pools: _Pools, session: Row, position: int) -> l
     """Results as a payload lists them: tries that came before, then the last one, which need not be FINAL."""
     check_id, check_type, check_name = choices.of(pools.checks)
     run_location, sequence_id = choices.of(pools.locations), choices.of(SEQUENCES)
-    tries = [("ATTEMPT", choices.of(("FAILED", "FAILED", "CANCELLED"))) for _ in range(choices.of((0, 0, 0, 1, 2)))]
+    file_path = choices.of((None, "a.spec.ts", "b.spec.ts"))
+    tries = [
+        ("ATTEMPT", choices.of(("FAILED", "FAILED", "TIMED_OUT", "CANCELLED")))
+        for _ in range(choices.of((0, 0, 0, 1, 2)))
+    ]
     last_type = choices.of(("FINAL",) * 9 + ("ATTEMPT", "PENDING", None))
-    last_status = choices.of(("PASSED",) * 5 + ("FAILED",) * 4 + ("CANCELLED", "RUNNING"))
+    last_status = choices.of(("PASSED",) * 5 + ("FAILED",) * 4 + ("DEGRADED", "TIMED_OUT", "CANCELLED", "RUNNING"))
     results: list[ResultRow] = []
     for result_type, status in [*tries, (last_type, last_status)]:
         some = pools.moment(choices)
@@ -720,6 +879,7 @@ def _results(choices: _Choices, pools: _Pools, session: Row, position: int) -> l
                 stopped_at=stopped_at,
                 link=f"https://app.checklyhq.com/{session['test_session_id']}/{position + len(results)}",
                 sequence_id=sequence_id,
+                file_path=file_path,
             )
         )
     return results
@@ -761,8 +921,9 @@ def _history(of_all: bytes, of_sessions: list[tuple[bytes, list[bytes]]]) -> His
             ]
         test_session_id = session["test_session_id"]
         history.test_sessions.append(session)
-        history.check_executions += [dict(row) for row in _execution_rows(results, session)]
-        history.test_session_results += [dict(row) for row in [*results, *kept]]
+        rows = [dict(row) for row in results]
+        history.check_executions += executions_of(rows, session)
+        history.test_session_results += [*rows, *(dict(row) for row in kept)]
         history.test_session_error_groups += [
             {"test_session_id": test_session_id, "error_group_id": error_group_id}
             for error_group_id in sorted({group for _, group in links} | set(of_session_only))

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from etl import schema
 from etl.database import Database, now
-from etl.normalize import _history_key
+from etl.normalize import history_key
 from etl.tables import check_executions
 from tests.conftest import ACCOUNT, rows
 from tests.histories import CALCULATIONS, COLUMNS, HISTORIES, KINDS, TODAY, History, Row, id_, moved
@@ -172,6 +172,8 @@ def test_the_histories_reach_what_they_are_for() -> None:
                     values.setdefault((view, name), set()).add(value)
 
     look()
+    assert values.pop(("v_execution_history", "is_ambiguous")) == {False}
+    assert max(values["v_checks", "ambiguous"]) >= 2
     for (view, name), found in values.items():
         assert len(found) > 1, f"{view}.{name} is always {found}"
     assert {name for view, name in values if view == "v_checks"} == set(COLUMNS["v_checks"])
@@ -267,6 +269,7 @@ def execution(number: int, execution_no: int, verdict: str | None = "PASSED", **
         "retries": 0,
         "is_retry_flaky": False,
         "started_at": at(0),
+        "is_ambiguous": False,
         "retry_cost_ms": 0.0,
         "account_id": ACCOUNT,
         "environment": None,
@@ -275,7 +278,7 @@ def execution(number: int, execution_no: int, verdict: str | None = "PASSED", **
         **more,
     }
     place = [row[name] for name in ("account_id", "check_key", "branch_name", "environment", "run_location")]
-    return {"history_key": _history_key(*place), **row}
+    return {"history_key": history_key(*place), **row}
 
 
 def runs(*executions: Row) -> History:
@@ -564,6 +567,7 @@ def test_an_execution_is_told_with_all_its_columns(database: Database) -> None:
         "has_errors": None,
         "started_at": at(0, "12:00:00.000001"),
         "stopped_at": at(0, "12:00:00.000002"),
+        "is_ambiguous": False,
         "duration_ms": 0.001,
         "retry_cost_ms": 0.1,
         "account_id": OTHER,

@@ -105,7 +105,7 @@ def test_a_session_without_its_payload_is_exported_again_when_it_changes_and_sur
     before = content(database)
     run = etl("replay")
     assert run.code == 0
-    assert "without a stored document (export.keep_payloads, prune), which stay as they are: 1;" in run.err
+    assert "without a stored document (export.keep_payloads, prune): 1; their executions are folded again" in run.err
     assert content(database) == before
     checkly.put_test_session(detail(1, name="renamed"), entry(1, name="renamed"))
     etl("sync")

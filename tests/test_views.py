@@ -31,7 +31,8 @@ COLUMNS = {
         "pass_rate verdict"
     ),
     "v_checks": (
-        "account_id check_key check_id check_name check_type project_id first_started_at last_started_at last_verdict"
+        "account_id check_key check_id check_name check_type project_id first_started_at last_started_at "
+        "last_verdict ambiguous"
     ),
     "v_freshness": (
         "account_id last_success_at newest_started_at due scheduled leased dead oldest_due_at hours_until_loss"

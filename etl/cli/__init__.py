@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from etl.cli.arguments import Arguments, ids_of, make_parser, range_of, texts_of, when
+from etl.cli.arguments import Arguments, ids_of, lines_not_taken, make_parser, range_of, texts_of, when
 from etl.cli.composition import (
     Signalled,
     Signals,
@@ -87,12 +87,15 @@ def _set_up_terminal(arguments: Arguments) -> None:
 
 
 def _migrate(arguments: Arguments) -> int:
-    from etl import schema
+    from etl import schema, warehouse
 
     settings = load_settings(arguments)
     with open_database(settings, create=True, check=False) as database:
         changed = schema.migrate(database)
-        say(f"{'migrated' if changed else 'already current'}: {database.name}")
+        say(
+            f"{'migrated' if changed else 'already current'}: {database.name}",
+            *(f"now run checkly-etl replay: {reason}" for reason in database.read(warehouse.replay_due)),
+        )
     return EXIT_OK
 
 
@@ -151,10 +154,12 @@ def _enqueue(arguments: Arguments) -> int:
     settings = load_settings(arguments)
     with open_database(settings) as database:
         enqueued = database.run(lambda c: pipeline.enqueue_texts(c, settings, texts, force=arguments.force))
-    queued, refused = len(enqueued.ids), enqueued.discarded
-    code = EXIT_USAGE if problems else EXIT_WARNING if refused else EXIT_OK
+    queued, refused, not_taken = len(enqueued.ids), enqueued.discarded, enqueued.not_taken
+    code = EXIT_USAGE if problems else EXIT_WARNING if refused or not_taken else EXIT_OK
     problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
-    return done(arguments, {"queued": queued, "discarded": refused}, [f"{queued} queued"], problems, code)
+    problems += lines_not_taken(not_taken) + enqueued.advice
+    result = {"queued": queued, "discarded": refused, "lines_not_taken": len(not_taken)}
+    return done(arguments, result, [f"{queued} queued"], problems, code)
 
 
 def _status(arguments: Arguments) -> int:
@@ -182,6 +187,7 @@ def _status(arguments: Arguments) -> int:
             return {
                 "warehouse": database.name,
                 "test_sessions": warehouse.count_test_sessions(connection),
+                "replay_due": warehouse.replay_due(connection),
                 "freshness": warehouse.freshness(connection),
                 "paused": accounts.paused(connection),
                 "queue": queue,

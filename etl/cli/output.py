@@ -109,6 +109,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
 
     yield f"warehouse      {status['warehouse']}"
     yield f"test sessions  {status['test_sessions']:,}"
+    for reason in status["replay_due"]:
+        yield f"replay due     run checkly-etl replay: {reason}"
     if due := status["result_details_due"]:
         yield f"result details {due:,} still to be read"
     for row in status["freshness"]:

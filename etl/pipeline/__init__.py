@@ -101,6 +101,8 @@ def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
             run.outcome.warn(
                 f"test session {id_} was discarded; to export it all the same: enqueue --force", "dead-letter"
             )
+        for line in enqueued.not_taken:
+            run.outcome.warn(f"this line is not taken, it holds more than ids: {line[:100]!r}", "inbox-reject")
         run.each_account(lambda account: export_until_final(account, enqueued.ids), only=enqueued.ids)
         _refresh_rollups(etl)
         tell_what_became(etl, enqueued.ids, run.outcome)
@@ -176,6 +178,8 @@ def replay(etl: Etl) -> Outcome:
     etl_run_id = etl.database.run(lambda c: warehouse.start_run(c, "replay"))
     with _recorded(etl, etl_run_id, outcome):
         replay_payloads(etl, etl_run_id, outcome)
+        if not etl.stop.is_set():
+            etl.database.run(warehouse.replay_done)
         etl.database.run(rollups.drop)
         _refresh_rollups(etl)
     return outcome

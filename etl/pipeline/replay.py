@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from etl.documents import ERROR_GROUP, TEST_SESSION, TEST_SESSION_RESULT, TEST_S
 from etl.errors import PayloadError, runbook
 from etl.normalize import TestSessionRows
 from etl.pipeline.run import Etl, Outcome
-from etl.pipeline.saving import Details, save_test_sessions
+from etl.pipeline.saving import Details, regroup, save_test_sessions
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,16 @@ NEWER_ROWS = (
 def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
     """Rewrite the rows of every stored payload, a hundred in a transaction; what it wrote, `outcome` counts."""
     etl.progress.begin("replaying", etl.database.read(lambda c: warehouse.count_payloads(c, TEST_SESSION)))
-    for kind, rebuild in ((TEST_SESSION, _test_sessions), (ERROR_GROUP, _error_groups)):
+    of_sessions = partial(warehouse.payload_ids, kind=TEST_SESSION)
+    of_groups = partial(warehouse.payload_ids, kind=ERROR_GROUP)
+    for next_ids, rebuild in (
+        (of_sessions, _test_sessions),
+        (warehouse.ids_without_payload, _executions),
+        (of_groups, _error_groups),
+    ):
         after: str | None = None
         while not etl.stop.is_set():
-            ids = etl.database.read(partial(warehouse.payload_ids, kind=kind, after=after, limit=BATCH))
+            ids = etl.database.read(partial(next_ids, after=after, limit=BATCH))
             if not ids:
                 break
             after = ids[-1]
@@ -45,8 +51,9 @@ def replay_payloads(etl: Etl, etl_run_id: str, outcome: Outcome) -> None:
     if without := etl.database.read(warehouse.count_without_payload):
         # No reason to exit 1: whoever prunes has chosen that.
         logger.warning(
-            "test sessions without a stored document (export.keep_payloads, prune), which stay as they are: %s; "
-            "those that Checkly still has are read again by: checkly-etl backfill --force --since …",
+            "test sessions without a stored document (export.keep_payloads, prune): %s; their executions are folded "
+            "again, all else stays as it is; those that Checkly still has are read again by: checkly-etl backfill "
+            "--force --since …",
             f"{without:,}",
             extra=runbook("replay"),
         )
@@ -68,6 +75,7 @@ def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) 
             # While export.keep_payloads was off, rows went on without their payloads.
             if row["payload_sha256"] != detail.sha256:
                 problems.append(NEWER_ROWS)
+                _fold_again(connection, row, etl_run_id)
                 continue
             if summary is not None and row["summary_sha256"] != summary.sha256:
                 summary = None  # then the row's own columns say what the list said last
@@ -84,6 +92,18 @@ def _test_sessions(connection: Connection, ids: Sequence[str], etl_run_id: str) 
     # The document of a dead letter is kept, too: this release could read it.
     session_queue.bury_no_more(connection, [id_ for id_ in saved.changed if id_ not in held])
     return saved, problems
+
+
+def _executions(connection: Connection, ids: Sequence[str], etl_run_id: str) -> tuple[warehouse.Saved, list[str]]:
+    """Fold the stored results of test sessions whose document is not stored."""
+    for test_session in warehouse.held_columns(connection, ids, lock=True).values():
+        _fold_again(connection, test_session, etl_run_id)
+    return warehouse.Saved(), []
+
+
+def _fold_again(connection: Connection, test_session: Mapping[str, Any], etl_run_id: str) -> None:
+    if regroup(connection, test_session):
+        warehouse.stamp(connection, test_session["test_session_id"], etl_run_id)
 
 
 def _details(connection: Connection, ids: Sequence[str], problems: list[str]) -> Details:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from etl import details_due, normalize, warehouse
-from etl.normalize import ResultRow, TestSessionRows
+from etl.normalize import FAILED_STATUSES, ResultRow, TestSessionRows
 
 Details = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by session, then by result: columns
 
@@ -83,18 +83,18 @@ def _want_details(
     """
     if wanted.which == "none":
         return
-    details_due.add(
-        connection,
-        wanted.account_id,
-        [
+    due: list[tuple[str, str]] = []
+    for rows in batch:
+        if not rows.results or not (rows.is_final or rows.test_session_id in changed):
+            continue
+        in_doubt = normalize.results_in_doubt(rows.results, rows.executions or ())
+        due += [
             (rows.test_session_id, row.test_session_result_id)
-            for rows in batch
-            if rows.is_final or rows.test_session_id in changed
-            for row in rows.results or ()
+            for row in rows.results
             if row.details_fetched_at is None and _has_ended(row, rows.is_final)
-            if wanted.which == "all" or _has_failed(row)
-        ],
-    )
+            if wanted.which == "all" or row.test_session_result_id in in_doubt or _has_failed(row)
+        ]
+    details_due.add(connection, wanted.account_id, due)
 
 
 def _has_ended(row: ResultRow, is_final: bool) -> bool:
@@ -103,7 +103,7 @@ def _has_ended(row: ResultRow, is_final: bool) -> bool:
 
 
 def _has_failed(row: ResultRow) -> bool:
-    return bool(row.has_failures or row.has_errors or row.status == "FAILED")
+    return bool(row.has_failures or row.has_errors or row.status in FAILED_STATUSES)
 
 
 def regroup(connection: Connection, test_session: Mapping[str, Any]) -> bool:

@@ -51,7 +51,12 @@ SELECT
         WHERE CHECK_HASH(e.account_id, e.check_key) = k.check_hash AND e.verdict IS NOT NULL
         ORDER BY e.started_at DESC, e.test_session_id DESC, e.execution_no DESC
         LIMIT 1
-    ) END AS last_verdict
+    ) END AS last_verdict,
+    CASE WHEN k.rolled_up_for >= ROLLED_UP_SINCE() THEN k.ambiguous ELSE (
+        SELECT COUNT(*)
+        FROM check_executions e
+        WHERE CHECK_HASH(e.account_id, e.check_key) = k.check_hash AND e.is_ambiguous
+    ) END AS ambiguous
 FROM etl_checks k
 -- Executions may be gone: their check did not run.
 WHERE k.rolled_up_for >= ROLLED_UP_SINCE()

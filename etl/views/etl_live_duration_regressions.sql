@@ -10,7 +10,7 @@ WITH durations AS (
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
     WHERE IS_OPEN(k)
-        AND e.verdict = 'PASSED' AND e.duration_ms IS NOT NULL
+        AND e.verdict = 'PASSED' AND e.duration_ms IS NOT NULL AND NOT e.is_ambiguous
         -- The same twice, each for another index: that of days, and that of checks.
         AND UTC_DAY(e.started_at) >= DATE_AGO(13) AND UTC_DAY(e.started_at) <= DATE_AGO(0)
         AND e.started_at >= DAYS_AGO(13) AND e.started_at < DAYS_AGO(-1)

@@ -21,7 +21,7 @@ WITH history AS (
         ROW_NUMBER() OVER in_order AS position
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
-    WHERE e.verdict IS NOT NULL AND (k.has_streaks IS NULL OR NOT k.has_streaks)
+    WHERE e.verdict IS NOT NULL AND NOT e.is_ambiguous AND (k.has_streaks IS NULL OR NOT k.has_streaks)
     WINDOW in_order AS (
         PARTITION BY
             e.history_key, k.check_hash, k.account_id, k.check_key, e.branch_name, e.environment, e.run_location

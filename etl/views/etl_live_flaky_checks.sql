@@ -10,6 +10,7 @@ WITH recent AS (
         e.commit_id,
         e.verdict,
         e.is_retry_flaky,
+        e.is_ambiguous,
         e.started_at
     FROM etl_checks k
     JOIN check_executions e ON CHECK_HASH(e.account_id, e.check_key) = k.check_hash
@@ -25,7 +26,7 @@ decided AS (
             PARTITION BY history_key ORDER BY started_at, test_session_id, execution_no
         ) AS verdict_before
     FROM recent
-    WHERE verdict IS NOT NULL
+    WHERE verdict IS NOT NULL AND NOT is_ambiguous
 ),
 -- Materialized: what was looked up is counted twice.
 compared AS MATERIALIZED (
@@ -35,7 +36,8 @@ compared AS MATERIALIZED (
         COALESCE(verdict_before, (
             SELECT p.verdict
             FROM check_executions p
-            WHERE p.history_key = decided.history_key AND p.started_at < DAYS_AGO(29) AND p.verdict IS NOT NULL
+            WHERE p.history_key = decided.history_key AND p.started_at < DAYS_AGO(29)
+                AND p.verdict IS NOT NULL AND NOT p.is_ambiguous
             ORDER BY p.started_at DESC, p.test_session_id DESC, p.execution_no DESC
             LIMIT 1
         )) AS verdict_before
@@ -78,7 +80,8 @@ checks AS (
         check_hash,
         COUNT(*) AS executions,
         COUNT(verdict) AS decided,
-        COUNT(CASE WHEN verdict IS NOT NULL AND is_retry_flaky THEN 1 END) AS retry_flaky
+        COUNT(CASE WHEN verdict IS NOT NULL AND is_retry_flaky THEN 1 END) AS retry_flaky,
+        COUNT(CASE WHEN is_ambiguous THEN 1 END) AS ambiguous
     FROM recent
     GROUP BY check_hash
 )
@@ -90,7 +93,8 @@ SELECT
     CAST(COALESCE(m.commits, 0) AS bigint) AS commits,
     CAST(COALESCE(m.commit_flaky, 0) AS bigint) AS commit_flaky,
     COALESCE(f.comparable, 0) AS comparable,
-    COALESCE(f.flips, 0) AS flips
+    COALESCE(f.flips, 0) AS flips,
+    k.ambiguous
 FROM checks k
 LEFT JOIN flips f ON f.check_hash = k.check_hash
 LEFT JOIN commits m ON m.check_hash = k.check_hash

@@ -1,5 +1,6 @@
 -- One row a check and commit in an environment and run location: did the same code pass and fail?
--- is_commit_flaky: both passed and failed. Executions without a commit are left out, undecided ones count as neither.
+-- is_commit_flaky: both passed and failed. Executions without a commit and ambiguous ones are left out, undecided
+-- ones count as neither.
 SELECT
     e.account_id,
     e.check_key,
@@ -27,7 +28,7 @@ FROM (
         MAX(x.started_at) AS last_started_at
     FROM etl_checks k
     JOIN check_executions x ON CHECK_HASH(x.account_id, x.check_key) = k.check_hash
-    WHERE x.commit_id IS NOT NULL
+    WHERE x.commit_id IS NOT NULL AND NOT x.is_ambiguous
     GROUP BY k.check_hash, k.account_id, k.check_key, x.environment, x.run_location, x.commit_id
 ) AS e
 LEFT JOIN etl_live_checks c ON c.check_hash = e.check_hash

@@ -1,6 +1,7 @@
 -- One row a check in an environment and run location that passed in the last 14 days, all branches: did it get slower?
 -- recent_p95_duration_ms over the last 7 days; baseline_p95_duration_ms: the highest p95 of any one day of the 7 before.
--- Percentiles are nearest-rank over the durations of PASSED executions; _n counts those. ratio: recent / baseline.
+-- Percentiles are nearest-rank over the durations of PASSED executions (but ambiguous ones); _n counts those. ratio:
+-- recent / baseline.
 WITH counted AS (
     SELECT
         r.check_hash,

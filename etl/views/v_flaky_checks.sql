@@ -1,7 +1,8 @@
 -- One row a check that ran in the last 30 days: three meanings of flaky, each with its sample size.
 -- retry: passed after a failed attempt, of decided. commit: passed and failed on one commit in one environment and run
 -- location, of the commits that had the chance (two decided there). flip: another status than the execution before it,
--- of those that have one before (comparable; that one may be older than 30 days).
+-- of those that have one before (comparable; that one may be older than 30 days). ambiguous: executions that may be of
+-- another check of the same name; they are not compared, so commits and flips leave them out.
 WITH counted AS (
     SELECT
         r.check_hash,
@@ -11,7 +12,8 @@ WITH counted AS (
         r.commits,
         r.commit_flaky,
         r.comparable,
-        r.flips
+        r.flips,
+        r.ambiguous
     FROM etl_rollup_flaky_checks r
     JOIN etl_checks k ON k.check_hash = r.check_hash
     WHERE k.rolled_up_for = DATE_AGO(0)
@@ -24,7 +26,8 @@ WITH counted AS (
         commits,
         commit_flaky,
         comparable,
-        flips
+        flips,
+        ambiguous
     FROM etl_live_flaky_checks
 )
 SELECT
@@ -41,6 +44,7 @@ SELECT
     CAST(n.commit_flaky AS double precision) / NULLIF(n.commits, 0) AS commit_flaky_rate,
     n.comparable,
     n.flips,
-    CAST(n.flips AS double precision) / NULLIF(n.comparable, 0) AS flip_rate
+    CAST(n.flips AS double precision) / NULLIF(n.comparable, 0) AS flip_rate,
+    n.ambiguous
 FROM counted n
 JOIN etl_live_checks c ON c.check_hash = n.check_hash

@@ -25,7 +25,7 @@ FROM (
             COUNT(CASE WHEN verdict = 'PASSED' THEN 1 END) AS passed,
             COUNT(CASE WHEN verdict = 'FAILED' THEN 1 END) AS failed
         FROM check_executions
-        WHERE commit_id IS NOT NULL AND verdict IS NOT NULL
+        WHERE commit_id IS NOT NULL AND verdict IS NOT NULL AND NOT is_ambiguous
             -- The same twice, each for another index.
             AND UTC_DAY(started_at) >= DATE_AGO(29) AND UTC_DAY(started_at) <= DATE_AGO(0)
             AND started_at >= DAYS_AGO(29) AND started_at < DAYS_AGO(-1)
