@@ -6,8 +6,8 @@ Hides HTTP: callers get checked JSON documents or an error of our tree. Trusts t
   per read: a server that sends a byte a second would hold a worker for ever.)
 - A body larger than `max_body`, counted after decompression, is refused while it is read; one of a test session
   or a result that is larger than 4 MB as well, unless its caller works on nothing else beside it.
-- Proxies and caches answer with anything: a 200 that is not the document that was asked for is asked for again,
-  and only if every try gets the like is it the session's own fault.
+- Proxies and caches answer with anything: a 200 that is not the document that was asked for is a failed call, like
+  an HTML page or a 503. It is asked for again and says nothing about the session.
 - Redirects are errors (`requests` would follow them with `x-checkly-account` still set), `.netrc` is never
   read (it would replace our Authorization header), cookies are not kept; proxies and CA bundles come from
   the environment, looked up once.
@@ -293,8 +293,6 @@ class Client:
     def _list(self, params: dict[str, str], what: str, *, tries: int = TRIES) -> tuple[list[Document], str | None]:
         try:
             return self._get("/v1/test-sessions", params, what, _entries_and_cursor, tries=tries)
-        except PayloadError as error:
-            raise PayloadError(error.json_path, f"{error.reason} ({what})") from None
         except Forbidden as error:
             raise AccessDenied(
                 f"the API refuses account {self.account_id} (403); check the account id, and that the key in "
@@ -309,10 +307,7 @@ class Client:
 
     def _probe(self, what: str) -> None:
         """Ask the list on behalf of one document that was refused."""
-        try:
-            self._list({"limit": "1"}, what)
-        except PayloadError as error:
-            raise ApiUnavailable(f"{what}: the list of test sessions is none: {error}", kind="unreadable") from None
+        self._list({"limit": "1"}, what)
 
     def _tell_apart(self, what: str) -> None:
         """After a 403 on one document: is it the document or the account? Asked once."""
@@ -357,14 +352,14 @@ class Client:
     ) -> T:
         """What `read` makes of a document, with short retries. None is begun later than `timeout` after the first.
 
-        `read` raises PayloadError for a document that is not the one that was asked for.
+        `read` raises PayloadError for a document that is not the one that was asked for: that is a failed call.
         """
         if params:
             path += f"?{urlencode(params)}"
         began: float | None = None
         throttled_since: float | None = None
         failures = 0
-        is_the_way = False  # at fault, in one of the failures at least
+        has_failed_otherwise = False  # not each failure was the document's own
         while True:
             self._pace.acquire()
             began = began or time.monotonic()  # waiting for one's turn says nothing about the API
@@ -373,7 +368,7 @@ class Client:
                 self.calls.retries += failures > 0 or throttled_since is not None
             failed: _Failed | PayloadError
             try:
-                answer = self._counted(lambda: read(self._exchange(path, what, may_be_large)))
+                answer = self._counted(lambda: _understood(read, self._exchange(path, what, may_be_large)))
             except _Throttled as error:
                 began = None
                 throttled_since = throttled_since or time.monotonic()
@@ -395,7 +390,7 @@ class Client:
                 self._pace.answered()
                 raise
             except _Failed as error:
-                failed, is_the_way = _bare(error), True
+                failed, has_failed_otherwise = _bare(error), True
             else:
                 self._pace.answered()
                 return answer
@@ -408,7 +403,7 @@ class Client:
                 or wait > LONGEST_RETRY_AFTER
                 or time.monotonic() + wait - began > self._timeout
             ):
-                if isinstance(failed, PayloadError) and not is_the_way and failures >= min(2, tries):
+                if isinstance(failed, PayloadError) and not has_failed_otherwise and failures >= min(2, tries):
                     raise failed
                 tried = f" ({failures} tries)" if failures > 1 else ""
                 if isinstance(failed, PayloadError):
@@ -560,6 +555,16 @@ def _http_date(text: str) -> datetime | None:
     except (ValueError, OverflowError):
         return None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _understood(read: Callable[[Document], T], document: Document) -> T:
+    try:
+        return read(document)
+    except PayloadError as error:
+        if error.reason == documents.NESTED:
+            raise
+        reason = f"answered 200 with JSON that is not what was asked for ({error})"
+        raise _Failed(reason, kind="unreadable") from None
 
 
 # --- faults inside of one call: never seen outside of this file -----------------------------------------------

@@ -244,7 +244,7 @@ def test_an_api_that_does_not_answer_is_not_waited_for(patient: Program, simulat
         ({"kind": "status", "status": 503}, "503"),
         ({"kind": "status", "status": 404}, "not the Checkly API"),
         ({"kind": "redirect"}, "redirects are not followed"),
-        ({"kind": "status", "status": 200, "body": "[]"}, "list of test sessions"),
+        ({"kind": "status", "status": 200, "body": "[]"}, "answered 200 with JSON that is not what was asked for"),
     ],
 )
 def test_whoever_answers_in_the_place_of_the_api_is_told_from_it(

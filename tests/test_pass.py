@@ -255,12 +255,14 @@ def test_a_plan_counts_what_the_list_shows_twice_once(make: Make, checkly: Simul
     assert (plan.listed, plan.to_fetch, plan.calls) == (5, 3, 5)
 
 
-def test_an_unusable_list_entry_is_drift_and_its_session_is_exported(
+def test_a_broken_field_of_a_list_entry_is_drift_and_its_session_is_exported(
     make: Make, checkly: Simulator, database: Database
 ) -> None:
-    checkly.put_test_session(detail(1), entry(1, updated_at="2016-12-31T23:59:60Z"))
+    checkly.put_test_session(detail(1), entry(1, updated_at="yesterday", provider="API", region="eu-west-1"))
     assert saved(pipeline.sync(make())) == 1
     assert rows(database, "SELECT json_path FROM etl_drift") == [{"json_path": "$.updated_at"}]
+    columns = rows(database, "SELECT provider, region, updated_at FROM test_sessions")
+    assert columns == [{"provider": "API", "region": "eu-west-1", "updated_at": None}]
     assert pipeline.sync(make()).counters["test_sessions_unchanged"] == 0, "it is not fetched in every pass"
 
 
@@ -418,9 +420,35 @@ def test_a_document_of_another_id_is_never_stored(make: Make, checkly: Simulator
     checkly.put_test_session(detail(1), entry(1))
     checkly.add_fault(match=f"/{uuid(1)}", kind="wrong_id")
     outcome = pipeline.sync(make())
-    assert outcome.exit_code == 1
+    assert (outcome.exit_code, outcome.retrying) == (0, 1)
     assert scalar(database, "SELECT count(*) FROM test_sessions") == 0
-    assert rows(database, "SELECT error_kind FROM etl_queue") == [{"error_kind": "payload"}]
+    letter = rows(database, "SELECT state, attempts, error_kind, last_error FROM etl_queue")[0]
+    assert (letter["state"], letter["attempts"], letter["error_kind"]) == ("queued", 1, "unreadable")
+    assert "that was asked for" in letter["last_error"]
+
+    outcome = pipeline.sync(make(clock_offset=timedelta(hours=2), CHECKLY_ETL_EXPORT__MAX_ATTEMPTS="2"))
+    assert (outcome.exit_code, outcome.counters["test_sessions_dead"]) == (1, 1)
+    assert rows(database, "SELECT state, error_kind FROM etl_queue") == [
+        {"state": "dead", "error_kind": "unreadable"}
+    ]
+
+
+@pytest.mark.parametrize(
+    "body", ['{"statusCode": 503, "error": "Service Unavailable"}', "{}", "null", "[]", '{"a": 1}']
+)
+def test_json_that_is_no_test_session_blames_none_and_buries_none(
+    make: Make, checkly: Simulator, database: Database, body: str
+) -> None:
+    """A gateway answered so for 12 seconds, and 23 of 400 test sessions were dead letters for good."""
+    for number in range(1, 6):
+        checkly.put_test_session(detail(number), entry(number))
+    checkly.add_fault(match="/v1/test-sessions/", kind="status", status=200, body=body)
+    outcome = pipeline.sync(make(CHECKLY_ETL_CHECKLY__TIMEOUT="1s"))
+    assert outcome.counters["test_sessions_dead"] == 0
+    assert {row["state"] for row in rows(database, "SELECT state FROM etl_queue")} == {"queued"}
+    checkly.clear_faults()
+    assert saved(pipeline.sync(make(clock_offset=timedelta(minutes=5)))) == 5
+    assert queue(database) == {}
 
 
 def test_one_bad_session_stops_no_other_and_says_what_is_wrong(
@@ -731,15 +759,16 @@ def test_one_error_group_that_cannot_be_read_holds_up_no_other(
     assert [str(row["error_group_id"]) for row in unread] == [error_group(1)["id"]]
 
 
-def test_an_error_group_that_answers_as_another_one_is_drift_and_told(
+def test_an_error_group_that_answers_as_another_one_is_asked_for_again(
     make: Make, checkly: Simulator, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkly.put_error_group(error_group(1))
     with_groups(checkly, 1, 1)
     checkly.add_fault(match="error-groups/", kind="status", status=200, body=json.dumps(error_group(2)))
-    assert pipeline.sync(make()).exit_code == 0
-    assert "the next pass asks again" in caplog.text
-    assert rows(database, "SELECT kind, json_path FROM etl_drift") == [{"kind": "error_group", "json_path": "$.id"}]
+    assert pipeline.sync(make()).exit_code == 1
+    assert "the next pass tries again" in caplog.text
+    assert rows(database, "SELECT fetched_at FROM error_groups") == [{"fetched_at": None}]
+    assert rows(database, "SELECT kind, json_path FROM etl_drift") == []
 
 
 def test_what_is_forgotten_while_its_error_group_is_read_stays_forgotten(
@@ -863,7 +892,9 @@ def test_a_replay_tells_how_many_test_sessions_have_no_stored_document(
     pipeline.sync(make(CHECKLY_ETL_EXPORT__KEEP_PAYLOADS="false"))
     outcome = pipeline.replay(make())
     assert (saved(outcome), outcome.exit_code) == (0, 0)
-    assert "without a stored document (export.keep_payloads, prune), which stay as they are: 2;" in caplog.text
+    assert (
+        "without a stored document (export.keep_payloads, prune): 2; their executions are folded again" in caplog.text
+    )
     assert "backfill --force --since" in caplog.text
 
 

@@ -12,7 +12,7 @@ import random
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from etl.errors import ApiDown, UnusableSession, runbook
+from etl.errors import ApiDown, ApiUnavailable, UnusableSession, runbook
 from etl.pipeline.run import AccountRun, Outcome
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,12 @@ class Suspects(Generic[T]):
     def judge(self) -> list[T]:
         """Is it the API, or are they? The same as `answered`, or raises ApiDown; then they are still to be taken.
 
-        The API is asked once more, unless it was silent for so long that it is not worth another call.
+        The API is asked once more, unless it was silent for so long that it is not worth another call. What cannot be
+        read is not silence: something answered, and the list may tell whether that was the API.
         """
         if not self._failed:
             return []
-        is_silent = not any(isinstance(error, UnusableSession) for _, error in self._failed)
+        is_silent = not any(_is_answer(error) for _, error in self._failed)
         if (is_silent and self.are_too_many) or not self._run.call(self._run.client.is_answering):
             raise ApiDown(
                 f"the API does not work, the last {self._run.failures_in_a_row} calls failed ({self._last}); "
@@ -71,6 +72,10 @@ class Suspects(Generic[T]):
     def items(self) -> list[T]:
         """Those that there are."""
         return [item for item, _ in self._failed]
+
+
+def _is_answer(error: Exception) -> bool:
+    return isinstance(error, UnusableSession) or (isinstance(error, ApiUnavailable) and error.kind == "unreadable")
 
 
 def backoff(attempts: int) -> timedelta:

@@ -172,7 +172,9 @@ def wrong_end(item: Fuzzed, found: set[str], queue: dict[str, dict[str, Any]]) -
     if letter["error_kind"] == "payload":
         says = bool(PLACE.match(letter["last_error"])) and len(letter["last_error"]) <= 1000
         return None if says and item.verdict != NOT_JSON else end
-    return None if letter["error_kind"] == "unreadable" and item.verdict != DEAD else end
+    # JSON that does not bear the id that was asked for is a failed call, like no JSON at all.
+    is_another = "not what was asked for" in letter["last_error"]
+    return None if letter["error_kind"] == "unreadable" and (is_another or item.verdict != DEAD) else end
 
 
 def without_queue(database: Database) -> Content:
