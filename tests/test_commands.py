@@ -127,6 +127,51 @@ def test_stdin_is_read_for_a_dash(
     assert str(scalar(database, "SELECT test_session_id FROM etl_queue")) == uuid(5)
 
 
+def enqueue_from(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: bytes, *more: str
+) -> Run:
+    log = tmp_path / "ids.txt"
+    log.write_bytes(written)
+    with log.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        return program("enqueue", "-", *more)
+
+
+def test_lines_with_more_than_ids_are_counted_shown_and_exit_1(
+    program: Program, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [f"{uuid(1)}, {uuid(2)}", *(f"run {n}: {uuid(n)}" for n in range(3, 8)), uuid(8)]
+    run = enqueue_from(program, monkeypatch, tmp_path, "\n".join(lines).encode())
+    assert (run.code, run.out) == (1, "3 queued\n")
+    assert "5 lines are not taken" in run.err
+    assert [f"run {n}: {uuid(n)}" in run.err for n in range(3, 8)] == [True, True, True, False, False]
+    queued = {str(row["test_session_id"]) for row in rows(database, "SELECT test_session_id FROM etl_queue")}
+    assert queued == {uuid(1), uuid(2), uuid(8)}
+    as_json = enqueue_from(program, monkeypatch, tmp_path, "\n".join(lines).encode(), "--json").json
+    assert (as_json["queued"], as_json["lines_not_taken"], as_json["exit_code"]) == (3, 5, 1)
+
+
+def test_a_text_of_which_nothing_is_taken_is_wrong_usage_and_is_shown(
+    program: Program, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = enqueue_from(program, monkeypatch, tmp_path, f"run 3: {uuid(3)}\n".encode())
+    assert run.code == 2
+    assert "stdin holds no test session id; 1 line is not taken" in run.err
+    assert f"run 3: {uuid(3)}" in run.err
+    run = program("enqueue", "https://chkly.link/l/aBc12")
+    assert run.code == 2
+    assert "Checkly CLI 8.6 or newer" in run.err
+    assert scalar(database, "SELECT count(*) FROM etl_queue") == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+def test_stdin_may_be_utf_16(
+    program: Program, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    run = enqueue_from(program, monkeypatch, tmp_path, f"{uuid(1)}\r\n{uuid(2)}\r\n".encode(encoding))
+    assert (run.code, run.out) == (0, "2 queued\n")
+
+
 def test_a_signal_that_interrupts_no_read_ends_the_wait_for_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that comes just before a read begins; here another thread gets it."""
     silent, writing = os.pipe()

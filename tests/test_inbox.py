@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.inbox import decode, find_accounts, find_ids, read_argument
+from etl.inbox import Found, decode, find, find_accounts, find_ids, read_argument
+from etl.inbox.text import SHORT_LINK_ADVICE, TRUNCATED_ADVICE
 
 A = "0a0a0a0a-1111-4222-8333-aaaaaaaaaaaa"
 B = "0b0b0b0b-1111-4222-8333-bbbbbbbbbbbb"
@@ -89,6 +90,90 @@ def test_the_list_of_the_official_cli_gives_its_sessions_only(indent: int | None
 def test_one_json_object_a_line_is_read() -> None:
     lines = [json.dumps({"testSessionId": A}), json.dumps(entry(B)), json.dumps({"id": OTHER})]
     assert find_ids("\n".join(lines)) == (A, B)
+
+
+TABLE = """\
+| Status | Started | Name | Provider | Branch | User | Running | Passed | Failed | Cancelled | ID |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| failed | 2026-11-20 11:38:00 UTC | Acme: look again | TRIGGER | main | ada | - | 15 | 1 | - | {} |
+| passed | 2026-11-20 11:01:32 UTC | Acme \\| Payments | GITHUB | main | - | - | 8 | - | - | {} |
+
+Showing 2 test sessions (more available)
+
+  Inspect session: checkly test-sessions get {}
+"""
+PLAIN_TABLE = """\
+STATUS     STARTED                  NAME          PROVIDER  BRANCH  USER  RUNNING   PASSED    FAILED    CANCELLED ID
+failed     2026-11-20 11:38:00 UTC  Acme: look…   TRIGGER   main    ada   -         15        1         -         {}
+passed     2026-11-20 11:01:32 UTC  Acme          GITHUB    main    -     -         8         -         -         {}
+
+Showing 2 test sessions
+"""
+
+
+def test_the_tables_of_the_official_cli_give_their_whole_ids() -> None:
+    assert find(TABLE.format(A, B, A)) == Found((A, B))
+    assert find(PLAIN_TABLE.format(A, B)) == Found((A, B))
+    checks = TABLE.replace("Provider", "Frequency").replace("get {}", "")
+    assert find(checks.format(OTHER, OTHER)).ids == (), "a table of checks has other columns"
+
+
+def test_a_table_that_cuts_ids_off_says_what_to_use() -> None:
+    found = find(PLAIN_TABLE.format("0a0a0a0a-1111…", "0b0b0b0b-…"))
+    assert found.ids == ()
+    assert len(found.not_taken) == 2
+    assert found.advice == [TRUNCATED_ADVICE]
+    assert "-o json" in TRUNCATED_ADVICE
+
+
+@pytest.mark.parametrize("between", [",", ";", " ", "\t", ", ", " ; ", ",,", " , ;\t"])
+def test_a_line_may_hold_several_ids_and_nothing_else(between: str) -> None:
+    assert find(f"{A}{between}{B.upper()}\n{OTHER}{between}\n") == Found((A, B, OTHER))
+
+
+@pytest.mark.parametrize(
+    "line", [f"foo {B}", f"{B} # done", f'"{B}",', f"trace: {B}", f"{A}, and {B}", f'{{"checkId": "{B}"}}']
+)
+def test_a_line_with_more_than_ids_is_shown_and_not_taken(line: str) -> None:
+    assert find(f"{A}\n  {line}\n") == Found((A,), (line,))
+    assert find(line) == Found((), (line,))
+    assert find(f"Test session ID: {A}\n{line}\n") == Found((A,)), "next to a shape it is the id of something else"
+
+
+def test_lines_that_name_no_other_id_say_nothing() -> None:
+    text = f"{A}\n\n# {B}\nsee {A} again\n{B}0 is none\n1a2b3c4d...5e6f7a8b  a range of commits\n"
+    assert find(text) == Found((A,))
+
+
+def test_a_short_link_says_what_to_use() -> None:
+    for text in ("https://chkly.link/l/aBc12", f"{A}\nSee: https://chkly.link/l/aBc12\n"):
+        found = find(text)
+        assert len(found.not_taken) == 1
+        assert found.advice == [SHORT_LINK_ADVICE]
+    assert all(word in SHORT_LINK_ADVICE for word in ("8.6", "--reporter json", "github"))
+    assert find(f"https://chkly.link/l/aBc12\nTest session ID: {A}").advice == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "##vso[task.setvariable variable=testSessionId]{}",
+        "##vso[task.setvariable variable=testSessionId;isOutput=true]{}",
+        "2026-11-20T11:00:00Z ##vso[task.setvariable isOutput=true;variable=testSessionId;isSecret=false]{}\r\n",
+        "$ npx checkly test-sessions get {} --output json",
+    ],
+)
+def test_what_ci_and_shells_write_around_an_id_is_recognised(text: str) -> None:
+    assert find(f"trace {OTHER}\n" + text.format(A)) == Found((A,))
+    assert find_ids(f"##vso[task.setvariable variable=buildId]{A}") == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("text", [f"{A}\r\n", f"Test session ID: {A}\n", f'["{A}"]'])
+def test_text_in_utf_16_is_read_with_and_without_its_mark(encoding: str, text: str) -> None:
+    assert find_ids(decode(text.encode(encoding))) == (A,)
+    assert decode(b"\0\0") == "\0\0"
+    assert decode(b"a") == "a"
 
 
 def test_a_json_report_gives_the_session_and_not_its_results() -> None:
@@ -169,8 +254,9 @@ def test_a_file_wins_only_if_the_argument_holds_no_id(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("argument", ["", "no-such-file", "x" * 5000, "a\0b", "-"])
-def test_an_argument_without_an_id_gives_none(argument: str) -> None:
-    assert read_argument(argument) == ""
+def test_an_argument_that_is_no_file_stands_for_itself(argument: str) -> None:
+    assert read_argument(argument) == argument
+    assert find(argument) == Found(())
 
 
 def test_a_directory_is_said_to_be_one(tmp_path: Path) -> None:

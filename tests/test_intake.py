@@ -545,6 +545,27 @@ def test_a_message_without_an_id_is_kept_once_with_its_text_and_acknowledged(
     assert pipeline.sync(make(box)).exit_code == 0, "it was told already"
 
 
+def test_a_line_with_more_than_ids_is_kept_as_a_reject_and_the_others_are_taken(
+    box: Inbox, make: Make, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.put(f"{uuid(1)};{uuid(2)}")
+    box.put(f"run 3: {uuid(3)}")
+    outcome = pipeline.sync(make(box))
+    assert outcome.exit_code == 1
+    assert exported(database) == ids(1, 2)
+    assert [each.removeprefix("text: ") for each in rejects(database)] == [f"run 3: {uuid(3)}"]
+    assert box.waiting() == 0
+
+
+def test_a_short_link_in_an_inbox_says_what_to_use(
+    box: Inbox, make: Make, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.put("https://chkly.link/l/aBc12")
+    assert pipeline.sync(make(box)).exit_code == 1
+    assert "Checkly CLI 8.6 or newer" in caplog.text
+    assert len(rejects(database)) == 1
+
+
 def test_texts_that_hold_no_id_may_be_of_any_size_and_number(database: Database, warehouse_url: str) -> None:
     many = [f"{number} ☃ \ud800" for number in range(ledger.REJECTS_KEPT + 50)]
     for hour, some in enumerate([many[:700], many[700:], many[:10], ["x" * 1_000_000]]):

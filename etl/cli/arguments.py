@@ -29,12 +29,27 @@ def texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         except ValueError as error:
             problems.append(str(error))
             continue
-        if inbox.find_ids(text):
+        found = inbox.find(text)
+        if found.ids:
             texts.append(text)
-        else:
-            shown = "stdin" if source == "-" else repr(source[:100])
-            problems.append(f"{shown} holds no test session id (nor is it a file that does)")
+            continue
+        shown = "stdin" if source == "-" else repr(source[:100])
+        problem = f"{shown} holds no test session id" + ("" if source == "-" else " (nor is it a file that does)")
+        problems.append(problem if text == source else "; ".join([problem, *lines_not_taken(found.not_taken)]))
+        problems += found.advice
     return texts, problems
+
+
+def lines_not_taken(lines: Sequence[str]) -> list[str]:
+    """What to say of the lines of a text that name an id among other words."""
+    if not lines:
+        return []
+    shown = ", ".join(repr(line[:100]) for line in lines[:3]) + (", …" if len(lines) > 3 else "")
+    count = "1 line is" if len(lines) == 1 else f"{len(lines)} lines are"
+    return [
+        f"{count} not taken, because a line counts only if it holds nothing but ids, or says that an id is a test "
+        f"session's (a link, 'Test session ID: …'): {shown}"
+    ]
 
 
 def _stdin() -> bytes:

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from etl.config import InboxFile, InboxQueue
 from etl.inbox.source import Batch, Message, Source
-from etl.inbox.text import decode, find_accounts, find_ids, read_argument
+from etl.inbox.text import Found, decode, find, find_accounts, find_ids, read_argument
 
 __all__ = [
     "Batch",
+    "Found",
     "Message",
     "Source",
     "decode",
+    "find",
     "find_accounts",
     "find_ids",
     "name_of",

@@ -23,7 +23,7 @@ import msgspec
 
 from etl.errors import InboxUnavailable
 from etl.inbox.source import Batch, Message
-from etl.inbox.text import decode, find_ids, is_remark, stands_alone
+from etl.inbox.text import decode, find_ids, is_remark, stands_alone, utf16_bom
 
 CHUNK = 4_000_000  # bytes taken at a time, up to the end of a line
 LONGEST_LINE = 64_000_000  # a reporter's JSON may be one line
@@ -31,7 +31,11 @@ REMEMBERED = 1024  # bytes before the position
 
 _NUMBER_OR_DATE = re.compile(r"[-._0-9]+")
 _NO_ASCII = b"\0" + codecs.BOM_UTF16_LE + codecs.BOM_UTF8
-_UTF16 = {codecs.BOM_UTF16_LE: "\n".encode("utf-16-le"), codecs.BOM_UTF16_BE: "\n".encode("utf-16-be")}
+_NEWLINE = {
+    None: b"\n",
+    codecs.BOM_UTF16_LE: "\n".encode("utf-16-le"),
+    codecs.BOM_UTF16_BE: "\n".encode("utf-16-be"),
+}
 
 
 class _Position(msgspec.Struct, frozen=True):
@@ -49,7 +53,7 @@ class _Piece:
 
     data: bytes
     done: int
-    is_utf16: bytes | None  # its byte order mark
+    bom: bytes | None  # the byte order mark of UTF-16, written or not; None for UTF-8
 
 
 class FileSource:
@@ -170,8 +174,8 @@ def _holds(file: BinaryIO, known: _Position) -> bool:
 def _read(file: BinaryIO, offset: int) -> _Piece:
     """A chunk from `offset`, longer if its first line or document is."""
     file.seek(0)
-    head = file.read(2)
-    newline = _UTF16.get(head, b"\n")
+    bom = utf16_bom(file.read(2))
+    newline = _NEWLINE[bom]
     file.seek(offset)
     data = b""
     while True:
@@ -185,7 +189,7 @@ def _read(file: BinaryIO, offset: int) -> _Piece:
         data = data[:done]  # the rest belongs to the next chunk
     elif len(data) >= LONGEST_LINE and not done:
         done = lines or len(data)
-    return _Piece(data, done, head if head in _UTF16 else None)
+    return _Piece(data, done, bom)
 
 
 def _end_of_lines(data: bytes, newline: bytes, limit: int) -> int:
@@ -210,8 +214,8 @@ def _end_of_documents(data: bytes, newline: bytes, limit: int) -> int:
 
 def _decoded(piece: _Piece, length: int) -> str:
     data = piece.data[:length]
-    if piece.is_utf16 and not data.startswith(piece.is_utf16):
-        data = piece.is_utf16 + data
+    if piece.bom is not None and not data.startswith(piece.bom):
+        data = piece.bom + data
     # NULs are what a writer leaves that goes on at its old position in a file that was truncated.
     return decode(data).lstrip("\0")
 

@@ -1,7 +1,7 @@
 """Test session ids in what people and CI hand over: arguments, links, files, reporters' output, messages.
 
 Such text is full of other UUIDs (traces, accounts, results), so an id counts only in a shape that says
-"test session". Only text without any such shape is searched for bare UUIDs, and those must stand alone.
+"test session". Only text without any such shape is searched for bare UUIDs, and those must fill their lines.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -23,6 +24,10 @@ _SHAPES = re.compile(
         https?: \\?/ \\?/ [^\s/\\]+ \\?/ (?: accounts\\?/(?P<account>{_UUID})\\?/ | v[0-9]\\?/ )? test-sessions\\?/
         # Test session ID: UUID | "testSessionId": "UUID" | test-session-id=UUID
       | (?<![0-9a-z]) test[ _-]?session[ _-]?id ["'`*\\]* \s* [:=]+ [\s"'`*\\]*
+        # ##vso[task.setvariable variable=testSessionId;isOutput=true]UUID, as Azure Pipelines has it
+      | \#\#vso\[task\.setvariable \s [^\]\n]{{0,200}} variable=test[ _-]?session[ _-]?id (?: ; [^\]\n]{{0,200}} )? \]
+        # checkly test-sessions get UUID
+      | (?<![0-9a-z/-]) test-sessions [ ]+ get [ ]+
         # "id": "UUID" counts only in an entry of a list of test sessions
       | (?P<entry> "id" \s* : \s* " )
     )
@@ -31,16 +36,53 @@ _SHAPES = re.compile(
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 _BARE = re.compile(_UUID, re.IGNORECASE | re.ASCII)
+_ID_IN_LINE = re.compile(rf"(?<![0-9a-z-])({_UUID})(?![0-9a-z]|-[0-9a-z])", re.IGNORECASE | re.ASCII)
+_BETWEEN_IDS = re.compile(r"[\s,;]+")
 _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]")
+_SHORT_LINK = re.compile(r"https?://chkly\.link/", re.IGNORECASE)
+_TRUNCATED = re.compile(r"(?<![0-9a-z-])[0-9a-f]{8}(?:-[0-9a-f]{0,12}){1,4}(?:…|\.\.\.)", re.IGNORECASE | re.ASCII)
+
+# Columns of `checkly test-sessions list`, as a table for people and in Markdown (CLI 9.5).
+_CELL_BORDER = re.compile(r"(?<!\\)\|")
+_TABLE_HEADER = re.compile(r"STATUS +STARTED .* ID", re.ASCII)
+_TABLE_COLUMNS = frozenset({"id", "status", "started", "provider"})
 
 # What the entries of `checkly test-sessions list` have, and checks, results or error groups do not all have.
 _ENTRY_FIELDS = frozenset({"provider", "invoker", "errorGroupIds", "running", "passed", "failed", "cancelled"})
 # What the CLI's lists of other things have.
 _OTHER_FIELDS = frozenset({"checkType", "activated", "frequency", "errorHash", "testSessionResultId", "resultType"})
 
+SHORT_LINK_ADVICE = (
+    "a chkly.link short link does not tell the id of its test session: use --reporter json or --reporter github, or "
+    "Checkly CLI 8.6 or newer, which prints the id"
+)
+TRUNCATED_ADVICE = "the table of checkly test-sessions list cuts ids off: use checkly test-sessions list -o json"
 
-def find_ids(text: str) -> tuple[str, ...]:
-    """The test session ids in a piece of text: lower-cased, in order of appearance, without doubles.
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a text holds: `ids` in lower case, in order of appearance, each once.
+
+    `not_taken` are the lines that seem to name a test session and give no id: one that holds more than ids, a short
+    link, an id that is cut off. Empty where a recognised shape tells which ids are meant.
+    """
+
+    ids: tuple[str, ...]
+    not_taken: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do about the lines that were not taken, beyond repeating the id on a line of its own."""
+        advice = []
+        if any(map(_SHORT_LINK.search, self.not_taken)):
+            advice.append(SHORT_LINK_ADVICE)
+        if any(map(_TRUNCATED.search, self.not_taken)):
+            advice.append(TRUNCATED_ADVICE)
+        return advice
+
+
+def find(text: str) -> Found:
+    """Return the test session ids in a piece of text, and the lines that were not taken.
 
     One id in a recognised shape (link, `Test session ID:` line, report, list) is enough for bare UUIDs
     not to count, because next to it they are most likely ids of something else.
@@ -48,12 +90,49 @@ def find_ids(text: str) -> tuple[str, ...]:
     text = _COLOURS.sub("", text.removeprefix("\ufeff"))
     documents = list(_documents(text)) if text.lstrip()[:1] in set('{["') or "\n" in text else []
     listed = {test_session_id for document in documents for test_session_id in _entries(document)}
-    shaped = (
-        match["id"].lower()
+    shaped = {
+        match.start("id"): match["id"].lower()
         for match in _SHAPES.finditer(text)
         if match["entry"] is None or match["id"].lower() in listed
-    )
-    return tuple(dict.fromkeys(shaped)) or tuple(dict.fromkeys(_bare_ids(text)))
+    }
+    shaped |= dict(_ids_in_tables(text))
+    if shaped:
+        return Found(tuple(dict.fromkeys(shaped[at] for at in sorted(shaped))))
+    ids = tuple(dict.fromkeys(_bare_ids(text)))
+    return Found(ids, tuple(_lines_not_taken(text, frozenset(ids))))
+
+
+def find_ids(text: str) -> tuple[str, ...]:
+    """Return the test session ids in a piece of text: see `find`."""
+    return find(text).ids
+
+
+def _lines_not_taken(text: str, taken: frozenset[str]) -> Iterator[str]:
+    for line in text.splitlines():
+        if is_remark(line):
+            continue
+        has_other_id = any(match[1].lower() not in taken for match in _ID_IN_LINE.finditer(line))
+        if has_other_id or _SHORT_LINK.search(line) or _TRUNCATED.search(line):
+            yield line.strip()
+
+
+def _ids_in_tables(text: str) -> Iterator[tuple[int, str]]:
+    """Position and id of each whole id in the ID column of a table that `checkly test-sessions list` printed."""
+    at, column, is_plain = 0, None, False
+    for line in text.splitlines(keepends=True):
+        cells = [cell.strip().lower() for cell in _CELL_BORDER.split(line.strip().strip("|"))]
+        if line.lstrip().startswith("|"):
+            if cells and set(cells) >= _TABLE_COLUMNS:
+                column = cells.index("id")
+            elif column is not None and column < len(cells) and _BARE.fullmatch(cells[column]):
+                yield at + line.lower().rindex(cells[column]), cells[column]
+        elif _TABLE_HEADER.fullmatch(line.strip()):
+            is_plain = True
+        elif is_plain and (words := line.split()) and _BARE.fullmatch(words[-1]):
+            yield at + line.rindex(words[-1]), words[-1].lower()
+        else:
+            column, is_plain = None, False
+        at += len(line)
 
 
 def find_accounts(text: str) -> dict[str, str]:
@@ -63,29 +142,42 @@ def find_accounts(text: str) -> dict[str, str]:
 
 
 def read_argument(argument: str) -> str:
-    """The text of one command line argument: itself if it holds an id, else the content of the file of that name.
+    """Return the text of a command line argument: itself if it holds an id, else the content of that file.
 
-    Empty for a path that does not exist. ValueError if the path is a directory or cannot be read: the caller should
-    say so instead of "no id found".
+    Where there is no such file, that is the argument again, for `find` to say what is wrong with it. ValueError if
+    the path is a directory or cannot be read: the caller should say so instead of "no id found".
     """
-    if find_ids(argument):
+    if not argument or find_ids(argument):
         return argument
     try:
-        return decode(Path(argument).read_bytes()) if argument else ""
+        return decode(Path(argument).read_bytes())
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}:
-            return ""
+            return argument
         reason = "it is a directory" if os.path.isdir(argument) else error.strerror
         raise ValueError(f"cannot read {argument}: {reason}") from None
     except ValueError:  # a NUL: text that no path can be
-        return ""
+        return argument
 
 
 def decode(data: bytes) -> str:
-    """The text of a file or message. Never fails: what is not UTF-8 (or UTF-16 with a BOM) becomes U+FFFD."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>` writes it
-        return data.decode("utf-16", errors="replace")
-    return data.decode("utf-8-sig", errors="replace")
+    """Return the text of a file or message. Never fails: what is neither UTF-8 nor UTF-16 becomes U+FFFD."""
+    bom = utf16_bom(data)
+    if bom is None:
+        return data.decode("utf-8-sig", errors="replace")
+    return (data if data.startswith(bom) else bom + data).decode("utf-16", errors="replace")
+
+
+def utf16_bom(head: bytes) -> bytes | None:
+    """Return the byte order mark of text in UTF-16, given its first two bytes at least; None for other text.
+
+    PowerShell's `>` writes the mark. Without one, half of an ASCII character tells: no other text begins with it.
+    """
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return head[:2]
+    if len(head) < 2 or (head[0] == 0) == (head[1] == 0):
+        return None
+    return codecs.BOM_UTF16_BE if head[0] == 0 else codecs.BOM_UTF16_LE
 
 
 def text_of_fields(fields: Sequence[tuple[str, str]]) -> str:
@@ -102,15 +194,15 @@ def text_of_fields(fields: Sequence[tuple[str, str]]) -> str:
 
 
 def stands_alone(line: str) -> bool:
-    """A line that says nothing but an id: as it is, or as a JSON text or an array of such."""
+    """Tell whether a line holds nothing but ids: as they are, or as a JSON text or an array of such."""
     line = _COLOURS.sub("", line.removeprefix("\ufeff"))
-    if _BARE.fullmatch(line.strip()):
+    if _only_ids(line):
         return True
     return line.startswith(('"', "[")) and not _SHAPES.search(line) and any(True for _ in _bare_ids(line))
 
 
 def is_remark(line: str) -> bool:
-    """A line of a list that is meant to say nothing: blank, or a comment."""
+    """Tell whether a line is blank or a comment."""
     return not line.strip() or line.lstrip().startswith("#")
 
 
@@ -156,7 +248,7 @@ def _entries(document: object) -> Iterator[str]:
 
 
 def _bare_ids(text: str) -> Iterator[str]:
-    """UUIDs that are a whole line or message, maybe as a JSON text or in a JSON array of texts."""
+    """UUIDs that fill a line or message, maybe as a JSON text or in a JSON array of texts."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -165,12 +257,18 @@ def _bare_ids(text: str) -> Iterator[str]:
         yield from _bare_in(document)
         return
     for line in text.splitlines():
-        if _BARE.fullmatch(line.strip()):
-            yield line.strip().lower()
+        if ids := _only_ids(line):
+            yield from ids
         # Indented ones belong to a larger document, which says what they are; shorter ones hold no id.
         elif len(line) > 36 and line.startswith(('"', "[")):
             for part in _document(line):
                 yield from _bare_in(part)
+
+
+def _only_ids(line: str) -> list[str]:
+    """The ids of a line that holds nothing else, with blanks, commas or semicolons between them; else none."""
+    words = [word for word in _BETWEEN_IDS.split(line) if word]
+    return [word.lower() for word in words] if all(map(_BARE.fullmatch, words)) else []
 
 
 def _bare_in(document: object) -> Iterator[str]:

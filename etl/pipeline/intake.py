@@ -26,11 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Enqueued:
-    """What became of texts: `ids` are queued, `discarded` ones stay given up, `empty` texts hold none."""
+    """What became of texts: `ids` are queued, `discarded` ones stay given up, `empty` texts hold none.
+
+    `not_taken` are lines of the other texts that name an id among other words, so that it is not known what it is of.
+    """
 
     ids: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    not_taken: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)  # what else to do about these texts and lines
 
 
 def enqueue_texts(
@@ -46,11 +51,13 @@ def enqueue_texts(
     found: dict[str, None] = {}
     named: dict[str, str] = {}
     for text in texts:
-        ids = inbox.find_ids(text)
-        if not ids:
+        of_text = inbox.find(text)
+        result.advice += [advice for advice in of_text.advice if advice not in result.advice]
+        if not of_text.ids:
             result.empty.append(text)
             continue
-        found |= dict.fromkeys(ids)
+        result.not_taken += of_text.not_taken
+        found |= dict.fromkeys(of_text.ids)
         named |= inbox.find_accounts(text)
     # What nobody ever exported from would wait for ever: it is tried with the default account.
     ours = settings.checkly.account_ids | (accounts.known(connection) if named else set())
@@ -98,7 +105,7 @@ def take_in(etl: Etl, outcome: Outcome) -> None:
             plural = "s" * (count.rejected > 1)
             outcome.warn(
                 f"inbox {name}: {count.rejected} message{plural} without a test session id, kept in "
-                "etl_inbox_rejects; see: checkly-etl status",
+                "etl_inbox_rejects; " + "".join(f"{advice}; " for advice in count.advice) + "see: checkly-etl status",
                 "inbox-reject",
             )
 
@@ -113,7 +120,8 @@ def _read(etl: Etl, settings: InboxFile | InboxQueue, reading: ledger.Reading, c
                 return True
             taken = etl.database.run(partial(_commit, etl=etl, source=source, batch=batch, reading=reading))
             count.messages += len(batch.messages)
-            count.rejected += len(taken.empty)
+            count.rejected += len(taken.empty) + len(taken.not_taken)
+            count.advice += [advice for advice in taken.advice if advice not in count.advice]
             position = batch.position or position
             in_thread(etl, partial(source.acknowledge, batch))
     return False
@@ -125,5 +133,5 @@ def _commit(connection: Connection, etl: Etl, source: Source, batch: Batch, read
     texts = [message.text for message in batch.messages]
     taken = enqueue_texts(connection, etl.settings, texts, source=session_queue.INBOX)
     hide = Redactor(etl.settings.secrets).hide  # what CI sends by mistake may be the key itself
-    ledger.reject(connection, source.name, [hide(text) for text in taken.empty])
+    ledger.reject(connection, source.name, [hide(text) for text in (*taken.empty, *taken.not_taken)])
     return taken

@@ -81,6 +81,7 @@ class InboxCount:
     is_up: bool = True
     messages: int = 0
     rejected: int = 0
+    advice: list[str] = field(default_factory=list)  # what to do about these
 
 
 @dataclass(slots=True)
