@@ -1,7 +1,7 @@
 """The warehouse's tables: names, types, keys, indexes and what every column means. No verbs.
 
 Hides how a UUID, a UTC time and a JSON value are stored on PostgreSQL and on SQLite. A column that is
-added here needs `normalize.py` and one migration, nothing else. Comments reach BI tools on PostgreSQL
+added here needs `etl/normalize` and one migration, nothing else. Comments reach BI tools on PostgreSQL
 and `docs/warehouse.md`.
 """
 

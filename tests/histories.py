@@ -898,7 +898,7 @@ def _error_group(choices: _Choices, error_group_id: str) -> Row:
 
 
 def _history(of_all: bytes, of_sessions: list[tuple[bytes, list[bytes]]]) -> History:
-    """A history as the export may leave it, as of TODAY. What is folded is folded by `etl.normalize`."""
+    """A history as the export may leave it, as of TODAY."""
     choices = _Choices(of_all)
     pools, history = _Pools(choices), History()
     history.error_groups = [_error_group(choices, error_group_id) for error_group_id in pools.groups]

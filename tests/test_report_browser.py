@@ -1153,6 +1153,27 @@ def extremes(new_sqlite: Callable[[], Database], folder: Path) -> Written:
     return written(database, folder / "extremes.html")
 
 
+def test_an_ambiguous_check_is_marked_and_its_section_says_why(
+    show: Show, new_sqlite: Callable[[], Database], folder: Path
+) -> None:
+    database = new_sqlite()
+    moment = database.read(now)
+    twins: Row = {"check_key": "-:PLAYWRIGHT:login.spec.ts", "check_name": "login.spec.ts", "is_ambiguous": True}
+    histories = [ran(n, "PASSED", at=moment, is_retry_flaky=True, retries=1, **twins) for n in (1, 2)]
+    histories.append(ran(3, "FAILED", at=moment, check_key="own", check_name="Its own name"))
+    made(database, *histories)
+    file = written(database, folder / "ambiguous.html")
+    page = show(file)
+    assert counted(page, "#flaky a.check .badge") == 1
+    assert said(page, "#flaky a.check .badge") == "ambiguous"
+    page = show(file, fragment="check=-:PLAYWRIGHT:login.spec.ts")
+    why = said(page, "#check [data-name=ambiguous]")
+    assert "2 executions may be of another check of this name" in why
+    assert "export.result_details" in why
+    assert "0 of 0 comparable" in said(page, "#check")
+    assert counted(show(file, fragment="check=own"), "#check [data-name=ambiguous]") == 0
+
+
 def elements(page: OpenPage) -> list[str]:
     """What only markup could have brought there."""
     return list(

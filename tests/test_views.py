@@ -129,7 +129,7 @@ def test_milliseconds_between_are_exact(
     start = datetime.fromisoformat(started_at).replace(tzinfo=UTC)
     stop = datetime.fromisoformat(stopped_at).replace(tzinfo=UTC) if stopped_at else None
     if stop is not None:
-        assert (stop - start) / timedelta(milliseconds=1) == expected, "as normalize.py computes duration_ms"
+        assert (stop - start) / timedelta(milliseconds=1) == expected, "as etl.normalize computes duration_ms"
     with database.writing() as connection:
         session(connection, 1, started_at=start, stopped_at=stop)
     assert scalar(database, "SELECT duration_ms FROM v_test_session_summary") == expected

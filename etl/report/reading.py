@@ -129,7 +129,7 @@ QUERIES = {
         ORDER BY f.test_session_id, f.test_session_result_id, f.error_group_id""",
     "checks": """
         SELECT f.account_id, f.check_key, f.check_name, f.check_type, f.last_verdict, f.first_started_at,
-               f.last_started_at
+               f.last_started_at, f.ambiguous
         FROM v_checks f
         WHERE {of}
         ORDER BY f.account_id, f.check_key""",

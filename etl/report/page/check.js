@@ -29,6 +29,10 @@ function checkSection(page, check) {
       [check.check_type ? foreign(text(check.check_type)) : null, `first run ${moment(check.first_started_at)}`, `last run ${moment(check.last_started_at)}`,
         warehouse.freshness.length > 1 ? foreign(`account ${warehouse.accountNames.get(check.account_id) ?? NO_DATA}`) : null]
         .filter(Boolean).flatMap((part, i) => [i ? " · " : "", part]), " · key ", h("code", {}, foreign(text(check.check_key)))),
+    check.ambiguous ? h("p", { class: "muted", "data-name": "ambiguous", "data-value": check.ambiguous },
+      h("b", {}, `${plural(check.ambiguous, "execution")} may be of another check of this name. `),
+      "Checks without an id that share a name and a location in one session cannot be told apart, so streaks, flips, commits and durations leave these executions out. ",
+      "Give each check its own name, deploy the checks before they are tested, or set export.result_details to failed, which tells their files apart.") : null,
     total.executions ? null : muted(`It did not run ${inDays(own)} under these filters.`),
     tiles(
       tile("pass_rate", "Pass rate", total.pass_rate, percent(total.pass_rate), `${number(total.passed)} of ${number(total.decided)} decided`),

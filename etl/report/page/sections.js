@@ -6,7 +6,8 @@
 function checkLink(page, number, kind = "check") {
   const check = page.warehouse.checks[number];
   return h("a", { href: page.link(check), class: kind }, foreign(check.name),
-    check.twin ? h("span", { class: "twin" }, ` · ${check.twin}`) : null);
+    check.twin ? h("span", { class: "twin" }, ` · ${check.twin}`) : null,
+    check.ambiguous ? [" ", badge("undecided", "ambiguous", `${plural(check.ambiguous, "execution")} may be of another check of this name`)] : null);
 }
 
 const checkColumn = (page) => ({
