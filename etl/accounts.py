@@ -54,6 +54,11 @@ def known(connection: Connection) -> set[str]:
     return set(connection.execute(select(_a.account_id)).scalars())
 
 
+def discovered(connection: Connection) -> dict[str, datetime | None]:
+    """Return by account until when its test sessions are known; None before its first discovery."""
+    return dict(connection.execute(select(_a.account_id, _a.discovered_until)).all())
+
+
 def is_ahead(connection: Connection) -> bool:
     """Whether a call was granted at a time that is still to come: the clock was set back."""
     ahead = select(_g.calls).where(_g.granted_at > now(connection) + CLOCK_TOLERANCE).limit(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,12 +173,13 @@ class Settings(msgspec.Struct, frozen=True):
         urls = [self.warehouse.url, *(source.url for source in self.inbox if isinstance(source, InboxQueue))]
         return {secret.reveal() for secret in secrets if secret} | {text for url in urls for text in url.secrets}
 
-    def require_accounts(self) -> tuple[Account, ...]:
-        """The accounts, default first, each with a key; ConfigError if the id or a key is missing.
+    def require_accounts(self, only: Collection[str] = ()) -> tuple[Account, ...]:
+        """Return the accounts, default first, each with a key; `only` those of these ids or names, if there are any.
 
-        `load` does not ask for them, because `migrate`, `status` or `report` work without Checkly.
+        Raises ConfigError if the id or a key of them is missing, or if a name means none of them. `load` does not ask
+        for them, because `migrate`, `status` or `report` work without Checkly.
         """
-        accounts = self.checkly.accounts
+        accounts = self._chosen(only)
         if accounts:
             keyless = [account for account in accounts if not account.api_key]
             problems = [
@@ -194,6 +195,21 @@ class Settings(msgspec.Struct, frozen=True):
         if problems:
             raise ConfigError(problems)
         return accounts
+
+    def _chosen(self, only: Collection[str]) -> tuple[Account, ...]:
+        accounts = self.checkly.accounts
+        if not only:
+            return accounts
+        wanted = {name.strip().lower() for name in only}
+        unknown = [name for name in sorted(wanted) if not any(name in _names(account) for account in accounts)]
+        if unknown:
+            known = ", ".join(account.name or account.id for account in accounts) or "none"
+            raise ConfigError([f"--account {name!r} is not in the settings; they have: {known}" for name in unknown])
+        return tuple(account for account in accounts if wanted & _names(account))
+
+
+def _names(account: Account) -> set[str]:
+    return {account.id, (account.name or account.id).lower()}
 
 
 def _credentials_problem(*, key: bool, account: bool) -> str:

@@ -633,6 +633,13 @@ def _queue(database: Database, settings: Settings) -> Iterator[Finding]:
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, "
                 f"{warehouse.when_lost(hours)}: run checkly-etl sync, or see what holds them with checkly-etl status"
             )
+    for row in rows:
+        waiting = row["due"] + row["scheduled"] + row["leased"]
+        if waiting and row["account_id"] not in ours:
+            advice.append(
+                f"account {row['account_id']} is not in these settings, and {waiting:,} test sessions wait for it: "
+                "add it, unless another process exports it"
+            )
     yield Finding("queue", EXIT_WARNING if advice else EXIT_OK, "; ".join([counts, *advice]))
 
 

@@ -61,6 +61,7 @@ class Listed:
     test_session_id: str
     created_at: datetime | None
     summary: Document
+    account_id: str | None = None  # the account that it names
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,11 @@ class Claim:
     attempts: int
     waiting_since: datetime
     summary: Document | None
+    asked_accounts: tuple[str, ...] | None = None  # that do not have it; None: it came with an account
+
+    def asked_with(self, account_id: str) -> tuple[str, ...]:
+        """The accounts that do not have it, this one included."""
+        return *(self.asked_accounts or ()), account_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +126,13 @@ def enqueue(
     accounts = accounts or {}
     for id_ in again:
         if id_ in accounts and rows[id_].summary_sha256 is None:
-            connection.execute(update(etl_queue).where(_q.test_session_id == id_).values(account_id=accounts[id_]))
+            named = {"account_id": accounts[id_], "asked_accounts": None}
+            connection.execute(update(etl_queue).where(_q.test_session_id == id_).values(named))
     new = [_new_row(id_, moment, source=source) for id_ in ids if id_ not in rows]
-    _insert(connection, [row | {"account_id": accounts.get(row["test_session_id"])} for row in new])
+    for row in new:
+        row["account_id"] = accounts.get(row["test_session_id"])
+        row["asked_accounts"] = "" if row["account_id"] is None else None
+    _insert(connection, new)
     return len(ids) - len(refused), refused
 
 
@@ -132,12 +142,15 @@ def enqueue_listed(
     *,
     account_id: str,
     source: str,
+    others: Collection[str] = (),
     newest_first: bool = False,
     force: bool = False,
 ) -> int:
     """Queue list entries that are new or have changed (by hash); with `force` every one. Returns how many.
 
-    A leased row whose entry changed loses its token: what its worker fetched may be older than the change.
+    A leased row whose entry changed loses its token: what its worker fetched may be older than the change. An entry
+    that names one of the `others`, accounts that are exported as well, is that account's: it is queued for it if
+    nothing is known of it yet, and its own list tells of changes.
     """
     moment = now(connection)
     entries = sorted({entry.test_session_id: entry for entry in entries}.values(), key=lambda e: e.test_session_id)
@@ -149,11 +162,15 @@ def enqueue_listed(
         new: list[dict[str, Any]] = []
         for entry in some:
             row = rows.get(entry.test_session_id)
+            is_foreign = entry.account_id in others
+            if is_foreign and (row is not None or entry.test_session_id in saved):
+                continue
             if not _is_wanted(entry, row, saved, force):
                 continue
             if row is not None:
                 values = {
                     "account_id": account_id,
+                    "asked_accounts": None,
                     "session_created_at": entry.created_at,
                     "summary": entry.summary.text,
                     "summary_sha256": entry.summary.sha256,
@@ -161,7 +178,7 @@ def enqueue_listed(
                 _make_due(connection, [entry.test_session_id], moment, values)
             else:
                 row_values = _new_row(entry.test_session_id, moment, source=source, entry=entry)
-                row_values["account_id"] = account_id
+                row_values["account_id"] = entry.account_id if is_foreign else account_id
                 if newest_first:
                     row_values["claim_order"] = -row_values["claim_order"]
                 new.append(row_values)
@@ -211,6 +228,7 @@ def _new_row(id_: str, moment: datetime, *, source: str, entry: Listed | None = 
         "session_created_at": created_at,
         "summary": entry.summary.text if entry else None,
         "summary_sha256": entry.summary.sha256 if entry else None,
+        "asked_accounts": None,
     }
 
 
@@ -251,7 +269,7 @@ def claim(
     """
     moment = now(connection)
     due = (
-        select(_q.test_session_id, _q.attempts, _q.enqueued_at, _q.summary)
+        select(_q.test_session_id, _q.attempts, _q.enqueued_at, _q.summary, _q.asked_accounts)
         .where(_IN_CLAIM_INDEX, _q.available_at <= moment, _of_account(account_id, is_default))
         .order_by(_q.priority.desc(), _q.claim_order.desc(), _q.test_session_id.desc())  # the index, backwards
         .limit(limit)
@@ -280,6 +298,7 @@ def claim(
             attempts=row.attempts,
             waiting_since=row.enqueued_at,
             summary=known(row.summary.encode()) if row.summary is not None else None,
+            asked_accounts=None if row.asked_accounts is None else tuple(filter(None, row.asked_accounts.split(","))),
         )
         for row in rows
     ]
@@ -403,6 +422,20 @@ def defer(connection: Connection, available_at: Mapping[str, datetime], *, sourc
     if source is not None:
         values["source"] = source
     _set_each(connection, values, [{"id_": id_, "available_at": at} for id_, at in available_at.items()])
+
+
+def offer(connection: Connection, claims: Iterable[Claim], *, asked: str, to: Mapping[str, str]) -> None:
+    """Hand ids that named no account, and that the account `asked` does not have, to those that `to` says by id."""
+    values = {"state": QUEUED, "attempts": 0, "available_at": now(connection), **_UNCLAIMED}
+    rows = [
+        {
+            "id_": claim.test_session_id,
+            "account_id": to[claim.test_session_id],
+            "asked_accounts": ",".join(claim.asked_with(asked)),
+        }
+        for claim in claims
+    ]
+    _set_each(connection, values, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -370,6 +370,11 @@ etl_queue = Table(
     _may("session_created_at", UtcTime, "Checkly's creation time; null when known by id only."),
     _may("summary", Text, "The list entry as received, until it is saved with its detail."),
     _may("summary_sha256", String(64), "Hash of the list entry."),
+    _may(
+        "asked_accounts",
+        Text,
+        "Accounts that do not have it, for an id that named no account (ids with commas between, empty: none yet).",
+    ),
     _may("error_kind", Text, "What kept it from being exported last time, one word."),
     _may("last_error", Text, "The same in a sentence."),
     _may("last_error_at", UtcTime, "When that was."),

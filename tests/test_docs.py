@@ -22,6 +22,7 @@ from tests.conftest import Program, rows
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dbt/*.md")])
 # Names of variables that are no settings: only tests read them.
+VARIABLES_OF_THE_CLI = {"CHECKLY_REPO_BRANCH"}
 TEST_VARIABLES = {
     "CHECKLY_ETL_HISTORIES",
     "CHECKLY_ETL_SCREENSHOTS",
@@ -95,7 +96,7 @@ def test_every_setting_exists(document: Path) -> None:
 def test_every_environment_variable_exists(document: Path) -> None:
     known = {s.variable for s in config.SETTINGS} | {f"{s.variable}_FILE" for s in config.SETTINGS if s.secret}
     for name in re.findall(r"\bCHECKLY_[A-Z_]*[A-Z]\b(?!_)", _text(document)):
-        assert name in known | TEST_VARIABLES, f"{name} is no variable of ours"
+        assert name in known | TEST_VARIABLES | VARIABLES_OF_THE_CLI, f"{name} is no variable of ours"
 
 
 @each_document

@@ -1718,15 +1718,16 @@ def test_an_integer_where_a_fraction_may_stand_is_the_same_number() -> None:
 
 
 def test_an_entrys_key_is_its_id_in_lower_case_and_its_creation_time() -> None:
-    assert normalize.entry_key(document(FULL_ENTRY)) == (SESSION, FROM_THE_LIST["created_at"])
-    assert normalize.entry_key(document(FULL_GROUP)) == (GROUP, None)
+    account_id = FROM_THE_LIST["account_id"]
+    assert normalize.entry_key(document(FULL_ENTRY)) == (SESSION, FROM_THE_LIST["created_at"], account_id)
+    assert normalize.entry_key(document(FULL_GROUP)) == (GROUP, None, None)
     value = {"id": SESSION.upper(), "created_at": "2026-11-15T13:00:00+01:00", "new": "\ud800"}
-    assert normalize.entry_key(document(value)) == (SESSION, STARTED)
+    assert normalize.entry_key(document(value)) == (SESSION, STARTED, None)
 
 
 @pytest.mark.parametrize("created_at", [None, 7, True, [], {}, "", "yesterday", "0001-01-01T00:00:00+01:00", "\x00"])
 def test_an_entry_whose_creation_time_is_illegal_is_known_by_its_id(created_at: Json) -> None:
-    assert normalize.entry_key(document(entry(created_at=created_at))) == (SESSION, None)
+    assert normalize.entry_key(document(entry(created_at=created_at))) == (SESSION, None, None)
 
 
 @pytest.mark.parametrize("value", [{}, {"id": None}, {"id": 7}, {"id": "no uuid"}, {"id": ""}, {"id": [SESSION]}])

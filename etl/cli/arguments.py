@@ -185,6 +185,14 @@ def make_parser() -> argparse.ArgumentParser:
     def add_json(command: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
+    def add_account(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--account",
+            action="append",
+            metavar="ID",
+            help="only this account of the settings, by its id or name; again for more",
+        )
+
     add("migrate", "create or upgrade the warehouse's schema")
 
     sync = add("sync", "one pass: discover what is new, export what is due (for cron)")
@@ -195,9 +203,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="only this test session (or those of a file), until it is final; exit 0 if it is stored then",
     )
+    add_account(sync)
     add_json(sync)
 
     backfill = add("backfill", "export every test session created in a past range, oldest first")
+    add_account(backfill)
     backfill.add_argument("--since", required=True, metavar="T", help="ISO date or time, or an age such as 90d")
     backfill.add_argument("--until", metavar="T", help="exclusive; until now without it")
     backfill.add_argument("--newest-first", action="store_true", help="newest first")

@@ -63,7 +63,8 @@ def open_database(
         settings.warehouse.url.reveal(),
         schema=settings.warehouse.schema,
         create=create,
-        connections=settings.export.concurrency + 4,
+        # Accounts work side by side; a server has a hundred connections, for all its clients.
+        connections=settings.export.concurrency + 4 * min(max(1, len(settings.checkly.accounts)), 4),
         stop=stop,
     )
     try:
@@ -81,8 +82,9 @@ def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iter
 
     _share_one_heap()
     settings = load_settings(arguments)
+    only = tuple(getattr(arguments, "account", None) or ())
     if arguments.command != "replay":
-        settings.require_accounts()  # before anything is touched
+        settings.require_accounts(only)  # before anything is touched
     stop = threading.Event()
     # The signals last longer than the database: closing it is not to be interrupted.
     with Signals(stop, settings.schedule.grace.total_seconds()) as signals:
@@ -90,7 +92,10 @@ def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iter
             # The daemon checks the schema itself: it waits for a warehouse that cannot be reached yet.
             is_checked = arguments.command != "daemon"
             with open_database(settings, check=is_checked, stop=stop) as database, _alarm(max_time) as alarm:
-                etl = Etl(settings, database, user_agent=user_agent(), stop=stop, progress=arguments.bar or Silent())
+                progress = arguments.bar or Silent()
+                etl = Etl(
+                    settings, database, user_agent=user_agent(), stop=stop, progress=progress, only_accounts=only
+                )
                 alarm.append(etl)
                 yield etl, signals
         except EtlError:

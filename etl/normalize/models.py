@@ -181,6 +181,7 @@ class EntryKey(msgspec.Struct):
     """The part of a list entry that discovery needs; any list."""
 
     id: str
+    account_id: msgspec.Raw = msgspec.field(default=NULL, name="accountId")
     created_at: msgspec.Raw = NULL
 
 

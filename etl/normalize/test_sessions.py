@@ -113,8 +113,8 @@ def unchanged(held: Mapping[str, Any]) -> TestSessionRows:
     )
 
 
-def entry_key(entry: Document) -> tuple[str, datetime | None]:
-    """Return id and creation time of a list entry. Raises PayloadError if it has no usable id."""
+def entry_key(entry: Document) -> tuple[str, datetime | None, str | None]:
+    """Return id, creation time and account of a list entry. Raises PayloadError if it has no usable id."""
     with named_fields():
         key = documents.decode(entry, EntryKey)
     created_at: datetime | None = None
@@ -122,7 +122,11 @@ def entry_key(entry: Document) -> tuple[str, datetime | None]:
         created_at = utc(documents.decode_part(key.created_at, _TIME), "$.created_at")
     except PayloadError:
         created_at = None  # normalizing it will note the drift; discovery needs the id
-    return our_id(key.id, "$.id"), created_at
+    try:
+        account_id: str | None = our_id(documents.decode_part(key.account_id, str), "$.accountId")
+    except PayloadError:
+        account_id = None
+    return our_id(key.id, "$.id"), created_at, account_id
 
 
 def document_id(detail: Document) -> str | None:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
 from etl import accounts, details_due, rollups, session_queue, warehouse
 from etl.config import Account
-from etl.database import Database
+from etl.database import Database, now
 from etl.errors import (
     ApiUnavailable,
     EtlError,
@@ -41,7 +43,7 @@ from etl.pipeline.drain import drain
 from etl.pipeline.groups import refresh_error_groups
 from etl.pipeline.intake import Enqueued, enqueue_texts, take_in
 from etl.pipeline.replay import replay_payloads
-from etl.pipeline.run import AccountRun, Etl, InboxCount, Outcome, Progress, Silent, client_of
+from etl.pipeline.run import AccountRun, Etl, InboxCount, Outcome, Progress, SharedProgress, Silent, client_of
 from etl.pipeline.waiting import export_until_final, tell_what_became
 
 __all__ = [
@@ -63,6 +65,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+UNATTENDED = timedelta(days=1)  # for which ids may wait for an account that another process exports
+
 
 def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
     """One pass: read the inboxes, discover what is new or changed, then export what is due.
@@ -75,7 +79,9 @@ def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
         if etl.settings.export.discover:
             try:
                 discover(run)
+                run.outcome.undiscovered.discard(run.account.id)
             except NotInPlan as error:
+                run.outcome.undiscovered.discard(run.account.id)  # there is no list: ids come from elsewhere
                 run.tell(
                     f"{error}: test sessions are not found by themselves; queue their ids with checkly-etl enqueue, "
                     "and set export.discover to false",
@@ -87,6 +93,8 @@ def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
 
     with _run(etl, "sync", outcome) as run:
         take_in(etl, run.outcome)
+        if etl.settings.export.discover:
+            run.outcome.undiscovered = {account.id for account in etl.accounts}
         run.each_account(export)
         _refresh_rollups(etl)
         _warn_of_loss(etl, run.outcome)
@@ -103,7 +111,8 @@ def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
             )
         for line in enqueued.not_taken:
             run.outcome.warn(f"this line is not taken, it holds more than ids: {line[:100]!r}", "inbox-reject")
-        run.each_account(lambda account: export_until_final(account, enqueued.ids), only=enqueued.ids)
+        export = partial(export_until_final, ids=enqueued.ids)
+        run.each_account(export, again=export, only=enqueued.ids)
         _refresh_rollups(etl)
         tell_what_became(etl, enqueued.ids, run.outcome)
     return run.outcome
@@ -150,7 +159,7 @@ def plan_backfill(etl: Etl, *, since: datetime, until: datetime | None, force: b
     listed = to_fetch = pages = 0
     minutes: float | None = 0.0
     _register(etl)  # the budget of these calls needs the account's row
-    for account in etl.settings.require_accounts():
+    for account in etl.accounts:
         with client_of(etl, account) as (client, _, _):
             calls = 0
             counted: set[str] = set()  # a list that grows meanwhile shows some twice
@@ -196,38 +205,70 @@ class _Run:
     etl_run_id: str
     outcome: Outcome
 
-    def each_account(self, export: Callable[[AccountRun], None], *, only: Sequence[str] | None = None) -> None:
-        """Run `export` for each account, then read its error groups and result details.
+    def each_account(
+        self,
+        export: Callable[[AccountRun], None],
+        *,
+        again: Callable[[AccountRun], None] = drain,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        """Run `export` for each account, then read its error groups and result details; all accounts side by side.
 
-        A refused account does not stop the others. An export of `only` some test sessions says nothing about the
-        accounts' freshness.
+        No account waits for another one's budget, pause, backlog or outage. Accounts that others offered ids to when
+        they had ended do their work `again`. An export of `only` some test sessions says nothing about the accounts'
+        freshness. Raises what an account met and could not handle, a bug before all else, when all have ended.
         """
-        for number, account in enumerate(self.etl.settings.require_accounts()):
-            if self.etl.stop.is_set():
-                break
-            went_well = self._one_account(account, number == 0, export, only)
-            if went_well and only is None:
-                self.etl.database.run(partial(accounts.succeeded, account_id=account.id))
+        chosen = self.etl.accounts
+        self._side_by_side(chosen, export, only)
+        while (to := self._take_offered()) and not self.etl.stop.is_set():
+            self._side_by_side([account for account in chosen if account.id in to], again, only)
+
+    def _take_offered(self) -> set[str]:
+        with self.outcome.lock:
+            to, self.outcome.offered_to = self.outcome.offered_to, set()
+        return to & {account.id for account in self.etl.accounts}
+
+    def _side_by_side(
+        self, chosen: Sequence[Account], export: Callable[[AccountRun], None], only: Sequence[str] | None
+    ) -> None:
+        if len(chosen) == 1:
+            self._one_account(chosen[0], export, only, self.etl.progress)
+            return
+        progress = SharedProgress(self.etl.progress)
+        failed: list[BaseException] = []
+        with ThreadPoolExecutor(len(chosen), thread_name_prefix="account") as threads:
+            parts = [threads.submit(self._one_account, account, export, only, progress.part()) for account in chosen]
+            for part in parts:
+                while not wait([part], timeout=0.2).done:  # a signal is heard between two looks
+                    pass
+                if (error := part.exception()) is not None:
+                    failed.append(error)
+        for worst in sorted(failed, key=lambda error: isinstance(error, EtlError)):
+            raise worst
 
     def _one_account(
-        self, account: Account, is_default: bool, export: Callable[[AccountRun], None], only: Sequence[str] | None
-    ) -> bool:
-        """Whether it went well to its end."""
+        self,
+        account: Account,
+        export: Callable[[AccountRun], None],
+        only: Sequence[str] | None,
+        progress: Progress,
+    ) -> None:
         etl, outcome = self.etl, self.outcome
-        with client_of(etl, account) as (client, pacer, stop):
-            run = AccountRun(etl, account, is_default, self.etl_run_id, client, pacer, stop, outcome)
-            failures_before = len(outcome.failures)
+        with client_of(etl, account, progress) as (client, pacer, stop):
+            is_default = etl.is_default(account)
+            run = AccountRun(etl, account, is_default, self.etl_run_id, client, pacer, stop, outcome, progress)
             try:
                 export(run)
                 refresh_error_groups(run)
                 fetch_result_details(run, only=only)  # last: there may be thousands
             except Interrupted:
-                return False
+                return
             except (FatalError, RateLimited) as error:
                 run.fail(str(error), error.section)
             finally:
                 run.count_calls()
-            return len(outcome.failures) == failures_before and not etl.stop.is_set()
+        if only is None and not run.has_failed and not etl.stop.is_set():
+            etl.database.run(partial(accounts.succeeded, account_id=account.id))
 
 
 @contextmanager
@@ -280,9 +321,28 @@ def refresh_rollups(database: Database, stop: threading.Event | None = None) -> 
 
 def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
     """The retention guard: a warning while there is still time to do something."""
-    # Of accounts that are not in these settings somebody else takes care.
-    ours = {None, *etl.settings.checkly.account_ids}
-    outcome.freshness = [row for row in etl.database.read(warehouse.freshness) if row["account_id"] in ours]
+    chosen = {account.id for account in etl.accounts}
+    freshness, discovered, moment = etl.database.read(
+        lambda c: (warehouse.freshness(c), accounts.discovered(c), now(c))
+    )
+    # Ids that no account has yet are the default account's to read. Other accounts are somebody else's to watch.
+    outcome.freshness = [
+        row
+        for row in freshness
+        if row["account_id"] in chosen
+        or (row["account_id"] is None and etl.settings.checkly.accounts[0].id in chosen)
+    ]
+    _tell_of_orphans(etl, freshness, moment)
+    for account in etl.accounts:
+        until = discovered.get(account.id)
+        patience = account.retention - timedelta(hours=etl.settings.observe.loss_warning_hours)
+        if account.id in outcome.undiscovered and (until is None or moment - until > patience):
+            since = "never before" if until is None else f"the last time on {until:%Y-%m-%d %H:%M} UTC"
+            outcome.warn(
+                f"account {account.id}: its list could not be read to its end in this pass ({since}), so Checkly may "
+                "be about to delete test sessions that are not known here; see: checkly-etl status",
+                "loss-near",
+            )
     for row in outcome.freshness:
         hours = row["hours_until_loss"]
         if hours is None:
@@ -301,9 +361,26 @@ def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
             )
 
 
+def _tell_of_orphans(etl: Etl, freshness: Iterable[Mapping[str, Any]], moment: datetime) -> None:
+    """Ids that wait for an account that nobody exports any more would wait without a word."""
+    for row in freshness:
+        oldest = row["oldest_due_at"]
+        if row["account_id"] in (None, *etl.settings.checkly.account_ids) or oldest is None:
+            continue
+        if moment - oldest > UNATTENDED:
+            logger.warning(
+                "account %s is not in these settings, and %s test sessions have been waiting for it since %s UTC: "
+                "add it, unless another process exports it",
+                row["account_id"],
+                f"{row['due']:,}",
+                f"{oldest:%Y-%m-%d %H:%M}",
+                extra=runbook("unattended-account"),
+            )
+
+
 def _register(etl: Etl) -> None:
     def work(connection: Connection) -> None:
-        for account in sorted(etl.settings.require_accounts(), key=lambda account: account.id):
+        for account in sorted(etl.accounts, key=lambda account: account.id):
             accounts.register(connection, account.id, name=account.name, retention=account.retention)
 
     etl.database.run(work)

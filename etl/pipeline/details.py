@@ -8,7 +8,6 @@ happens here. Whose fault a failure is, `blame` says.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -103,7 +102,6 @@ class _Details:
         self._claimed: set[Due] = set()  # neither recorded nor given back
         self._became: dict[str, _Became] = {}  # by session
         self._suspects = Suspects[_Failed](run)
-        self._large = threading.Lock()
 
     def work(self) -> None:
         """Claim, fetch and record until nothing is due."""
@@ -111,7 +109,7 @@ class _Details:
         due = run.database.read(partial(details_due.count_due, account_id=run.account.id, only=self._only))
         if not due:
             return
-        run.etl.progress.begin("result details", due)
+        run.progress.begin("result details", due)
         pool = ThreadPoolExecutor(run.export.concurrency, thread_name_prefix="details")
         try:
             while not run.stop.is_set() and (batch := self._claim()):
@@ -168,7 +166,7 @@ class _Details:
             try:
                 return _Brought(due, normalize.reduced_result(fetch()))
             except LargeDocument:
-                with self._large:  # one at a time
+                with self._run.etl.large:
                     return _Brought(due, normalize.reduced_result(fetch(alone=True)))
         except Exception as error:  # noqa: BLE001 - carried to the main thread
             return _Brought(due, error=error)
@@ -261,7 +259,7 @@ class _Details:
                     self._blame(due, error)
                 continue
             self._claimed.difference_update(became.dues)
-            self._run.etl.progress.advance(len(became.read) + len(became.given_up))
+            self._run.progress.advance(len(became.read) + len(became.given_up))
 
     def _write(self, connection: Connection, test_session_id: str, became: _Became) -> None:
         """One transaction: details, payloads, executions, and what is no longer due."""

@@ -62,14 +62,14 @@ def discover(run: AccountRun) -> None:
 
 def list_range(run: AccountRun, since: datetime, until: datetime | None, *, newest_first: bool, force: bool) -> None:
     """Queue what is new or changed in a range, or with `force` all of it; `discovered_until` stays."""
-    run.etl.progress.begin("listing", None)
+    run.progress.begin("listing", None)
     for page in _pages(run, since, until):
 
         def save_page(connection: Connection, page: Page = page) -> tuple[int, bool]:
             return _enqueue(run, connection, page, session_queue.BACKFILL, newest_first=newest_first, force=force)
 
         _tell(run, run.database.run(save_page))
-        run.etl.progress.advance(len(page.entries))
+        run.progress.advance(len(page.entries))
 
 
 def listed_entries(page: Page, drift: Drift | None = None) -> list[Listed]:
@@ -77,12 +77,12 @@ def listed_entries(page: Page, drift: Drift | None = None) -> list[Listed]:
     listed: list[Listed] = []
     for entry in page.entries:
         try:
-            id_, created_at = normalize.entry_key(entry)
+            id_, created_at, account_id = normalize.entry_key(entry)
         except PayloadError as error:
             if drift is not None:
                 drift.note(TEST_SESSION_SUMMARY, error.json_path, error.reason)
             continue
-        listed.append(Listed(id_, created_at, entry))
+        listed.append(Listed(id_, created_at, entry, account_id))
     return listed
 
 
@@ -104,7 +104,8 @@ def _pages(run: AccountRun, since: datetime, until: datetime | None) -> Iterator
             raise
         answer = None if page.is_last else ask()
         run.failures_in_a_row = 0
-        run.outcome.listed += len(page.entries)
+        with run.outcome.lock:
+            run.outcome.listed += len(page.entries)
         yield page
 
 
@@ -123,6 +124,7 @@ def _enqueue(
         connection,
         listed_entries(page, drift),
         account_id=run.account.id,
+        others=run.etl.settings.checkly.account_ids - {run.account.id},
         source=source,
         newest_first=newest_first,
         force=force,
@@ -134,7 +136,8 @@ def _enqueue(
 
 def _tell(run: AccountRun, saved: tuple[int, bool]) -> None:
     queued, has_unusable = saved
-    run.outcome.enqueued += queued
+    with run.outcome.lock:
+        run.outcome.enqueued += queued
     if has_unusable:
         run.warn(
             "the list holds entries without a usable id, they cannot be exported; see: checkly-etl status",

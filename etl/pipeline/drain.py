@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -36,7 +36,7 @@ from etl.errors import (
     runbook,
 )
 from etl.pipeline.blame import Suspects, note_bug
-from etl.pipeline.recording import AT_ONCE, Batch, Failed, Fetched, Recorder, Work
+from etl.pipeline.recording import AT_ONCE, Batch, Failed, Fetched, Recorder, Work, next_account
 from etl.pipeline.run import AccountRun
 from etl.session_queue import Claim
 
@@ -118,7 +118,7 @@ class _Drain:
             is_default=self._run.is_default,
             only=self._only,
         )
-        self._run.etl.progress.begin("exporting", self._database.read(count_due))
+        self._run.progress.begin("exporting", self._database.read(count_due))
         lease = self._export.lease.total_seconds()
         claimed_at = renewed_at = time.monotonic()
         progressed = False
@@ -134,10 +134,12 @@ class _Drain:
                     self._begin_to_claim()
                 while self._waiting and len(self._flying) < 2 * self._export.concurrency:
                     self._submit(pool, self._waiting.popleft())
-                if self._large and self._alone is None:
+                if self._large and self._alone is None and self._run.etl.large.acquire(blocking=False):
                     self._alone = self._submit(pool, self._large.popleft(), alone=True)
                 if self._flying or self._claiming is not None:
                     self._land(BATCH_SECONDS if self._brought else 1)
+                elif self._large:
+                    self._run.stop.wait(BATCH_SECONDS)  # another account has a large document in hand
                 else:
                     self._recorder.settle()
                     if self._is_dry:
@@ -145,6 +147,7 @@ class _Drain:
                 if self._brought and self._is_time_to_record():
                     self._record_all()
                     progressed = True
+                    self._end_alone()
                 if progressed and time.monotonic() - renewed_at > lease / 3:
                     self._renew()
                     renewed_at, progressed = time.monotonic(), False
@@ -156,8 +159,15 @@ class _Drain:
             self._give_back()
             raise
         finally:
+            self._end_alone(is_over=True)
             for threads in (pool, self._writers):
                 threads.shutdown(wait=False, cancel_futures=True)
+
+    def _end_alone(self, *, is_over: bool = False) -> None:
+        """Let others have a large document in memory, when ours was recorded or the drain is over."""
+        if self._alone is not None and (is_over or self._alone not in self._flying):
+            self._alone = None
+            self._run.etl.large.release()
 
     @property
     def _is_dry(self) -> bool:
@@ -215,7 +225,6 @@ class _Drain:
                     del self._flying[future]
                     self._brought.append(brought := future.result())
                     self._tally.add(brought)
-                    self._alone = None if self._alone is future else self._alone
                 future = self._came.get_nowait()
 
     def _not_begun(self) -> list[Claim]:
@@ -307,6 +316,13 @@ class _Drain:
             case TestSessionNotFound() if item.work.held is not None:
                 self._answered(batch)
                 batch.gone.append(claim)
+            case TestSessionNotFound() if next_account(self._run, claim) is not None:
+                self._answered(batch)
+                batch.offered.append(claim)
+            case TestSessionNotFound() if len(asked := claim.asked_with(self._run.account.id)) > 1:
+                self._answered(batch)
+                told = TestSessionNotFound(f"{result.error}; asked were the accounts {', '.join(asked)}")
+                batch.unusable.append(replace(result, error=told))
             case UnusableSession():
                 self._answered(batch)
                 batch.unusable.append(result)

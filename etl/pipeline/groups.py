@@ -53,7 +53,7 @@ def refresh_error_groups(run: AccountRun) -> None:
     pages = math.ceil(known / PAGE_SIZE)
     if not wanted:
         return
-    run.etl.progress.begin("error groups", len(wanted))
+    run.progress.begin("error groups", len(wanted))
     remaining = set(wanted)
     try:
         if len(remaining) > pages:
@@ -101,7 +101,7 @@ def _list(run: AccountRun, remaining: set[str], expected_pages: int, asked_at: d
         found: dict[str, Document] = {}  # a page may hold one twice
         for document in page:
             try:
-                error_group_id, _ = normalize.entry_key(document)
+                error_group_id, *_ = normalize.entry_key(document)
             except PayloadError:
                 continue  # whatever it is, it is none that we want
             if error_group_id in remaining:
@@ -159,7 +159,7 @@ def _save(run: AccountRun, found: Sequence[tuple[str, Document]], asked_at: date
         warehouse.save_drift(connection, drifts)
 
     run.database.run(write)
-    run.etl.progress.advance(len(found))
+    run.progress.advance(len(found))
 
 
 def _drift_of(error: PayloadError) -> Drift:

@@ -7,7 +7,6 @@ that one which cannot be written is halved until the bad session is alone. Memor
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,6 +89,7 @@ class Batch:
 
     fetched: list[Fetched] = field(default_factory=list)
     gone: list[Claim] = field(default_factory=list)  # 404, and we hold it
+    offered: list[Claim] = field(default_factory=list)  # 404, and another account may have it
     blamed: list[Failed] = field(default_factory=list)  # counted as an attempt
     unusable: list[Failed] = field(default_factory=list)  # dead at once
     released: list[Claim] = field(default_factory=list)  # unblamed
@@ -99,7 +99,7 @@ class Batch:
     def claims(self) -> list[Claim]:
         """All of them."""
         of_work = [item.claim for items in (self.fetched, self.blamed, self.unusable) for item in items]
-        return [*of_work, *self.gone, *self.released, *self.suspected]
+        return [*of_work, *self.gone, *self.offered, *self.released, *self.suspected]
 
     def __len__(self) -> int:
         return len(self.claims)
@@ -123,7 +123,6 @@ class Recorder:
         self.at_once = at_once
         self._writing: deque[tuple[Future[None], list[Claim]]] = deque()
         self._unwritten: list[Claim] = []
-        self._telling = threading.Lock()  # the outcome's numbers
         self.written = 0  # batches
 
     def record(self, batch: Batch) -> None:
@@ -194,6 +193,7 @@ class Recorder:
         moment = now(connection)
         saved = self._save(connection, batch, ours)
         self._acknowledge(connection, batch, ours, moment)
+        self._offer(connection, batch, ours)
         buried, retried = self._blame(connection, batch, ours, moment)
         session_queue.release(connection, batch.released)
         session_queue.release(connection, batch.suspected, last=True)
@@ -264,6 +264,14 @@ class Recorder:
         session_queue.defer(connection, polled)
         session_queue.defer(connection, settling, source=session_queue.SETTLE)
 
+    def _offer(self, connection: Connection, batch: Batch, ours: set[str]) -> None:
+        """An id that named no account goes to the next account of the settings."""
+        offered = [claim for claim in batch.offered if claim.test_session_id in ours]
+        to = {claim.test_session_id: next_account(self._run, claim) or self._run.account.id for claim in offered}
+        session_queue.offer(connection, offered, asked=self._run.account.id, to=to)
+        with self._run.outcome.lock:
+            self._run.outcome.offered_to.update(to.values())
+
     def _blame(
         self, connection: Connection, batch: Batch, ours: set[str], moment: datetime
     ) -> tuple[dict[str, Failure], dict[str, Failure]]:
@@ -319,11 +327,11 @@ class Recorder:
         )
 
     def _tell(self, batch: Batch, recorded: _Recorded) -> None:
-        with self._telling:
+        with self._run.outcome.lock:
             for name, more in recorded.counted.items():
                 self._run.outcome.counters[name] += more
             self._run.outcome.retrying += len(recorded.retried)
-            self._run.etl.progress.advance(len(batch) - len(batch.released) - len(batch.suspected))
+        self._run.progress.advance(len(batch) - len(batch.released) - len(batch.suspected))
         for item in batch.fetched:
             id_ = item.claim.test_session_id
             if id_ in recorded.lost:
@@ -354,6 +362,15 @@ class Recorder:
     def _rows_to_save(self, item: Fetched) -> TestSessionRows:
         is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
         return item.rows if is_whole else item.work.rows(item.detail, self._run.account.id)
+
+
+def next_account(run: AccountRun, claim: Claim) -> str | None:
+    """The account to ask next for an id that named none; None when all were asked, or it named one."""
+    if claim.asked_accounts is None:
+        return None
+    asked = claim.asked_with(run.account.id)
+    configured = run.etl.settings.checkly.accounts
+    return next((account.id for account in configured if account.id not in asked), None)
 
 
 def _failure(item: Failed) -> Failure:

@@ -63,7 +63,9 @@ class Silent:
 class Etl:
     """What every command works with. Setting `stop` ends it soon, with its claims given back.
 
-    `time_is_up` says that `stop` was set by the end of --max-time, not by a signal.
+    `time_is_up` says that `stop` was set by the end of --max-time, not by a signal. `only_accounts` are ids or names
+    of the accounts to work for; none means all. `large` is held while one large document is in memory: there is
+    never a second one, however many accounts work side by side.
     """
 
     settings: Settings
@@ -72,6 +74,71 @@ class Etl:
     stop: threading.Event = field(default_factory=threading.Event)
     time_is_up: bool = False
     progress: Progress = field(default_factory=Silent)
+    only_accounts: tuple[str, ...] = ()
+    large: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """The accounts to work for, each with a key. Raises ConfigError if one is missing."""
+        return self.settings.require_accounts(self.only_accounts)
+
+    def is_default(self, account: Account) -> bool:
+        """Tell whether ids that name no account are asked for with this one first."""
+        return account.id == self.settings.checkly.accounts[0].id
+
+
+class SharedProgress:
+    """The progress of several accounts that work side by side, as one phase with the sum of their steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._phases: dict[int, tuple[int | None, int]] = {}  # by part: total and steps done
+
+    def part(self) -> Progress:
+        """Return the progress of one account."""
+        with self._lock:
+            number = len(self._phases)
+            self._phases[number] = (0, 0)
+        return _Part(self, number)
+
+    def begin(self, number: int, what: str, total: int | None) -> None:
+        """One part begins a phase: the bar shows the sum of all parts."""
+        with self._lock:
+            self._phases[number] = (total, 0)
+            totals = [total for total, _ in self._phases.values()]
+            known = [total for total in totals if total is not None]
+            self._progress.begin(what, sum(known) if len(known) == len(totals) else None)
+            self._progress.advance(sum(done for _, done in self._phases.values()))
+
+    def advance(self, number: int, steps: int) -> None:
+        """One part has done so many steps."""
+        with self._lock:
+            total, done = self._phases[number]
+            self._phases[number] = (total, done + steps)
+            self._progress.advance(steps)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._progress.note(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    shared: SharedProgress
+    number: int
+
+    def begin(self, what: str, total: int | None) -> None:
+        self.shared.begin(self.number, what, total)
+
+    def advance(self, steps: int) -> None:
+        self.shared.advance(self.number, steps)
+
+    def note(self, text: str) -> None:
+        self.shared.note(text)
+
+    def end(self) -> None:
+        """The phase ends with the run, when all parts have ended."""
 
 
 @dataclass(slots=True)
@@ -88,8 +155,9 @@ class InboxCount:
 class Outcome:
     """How a run ended. `failures` mean exit 3, `warnings` and dead letters exit 1.
 
-    `calls` counts the API's answers by what they were, `freshness` is v_freshness of our accounts at the
-    end of a sync.
+    `calls` counts the API's answers by what they were, `freshness` is v_freshness of the accounts of the run at the
+    end of a sync, `undiscovered` the accounts whose list was not read to its end. Accounts that work side by side
+    fill one outcome: `lock` is held for each change.
     """
 
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(warehouse.COUNTERS, 0))
@@ -102,9 +170,12 @@ class Outcome:
     inboxes: dict[str, InboxCount] = field(default_factory=dict)
     freshness: list[dict[str, Any]] = field(default_factory=list)
     waited: list[dict[str, Any]] = field(default_factory=list)  # of `sync --wait`
+    undiscovered: set[str] = field(default_factory=set)
+    offered_to: set[str] = field(default_factory=set)  # accounts that got ids which another one does not have
     is_interrupted: bool = False
     is_out_of_time: bool = False
     bug: BaseException | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
     def word(self) -> str:
@@ -132,19 +203,26 @@ class Outcome:
         if self.bug is not None:
             problems.append(f"a bug in checkly-etl: {type(self.bug).__name__}")
         if self.is_out_of_time:
-            due = sum(row["due"] for row in self.freshness)
-            problems.append("stopped by --max-time" + (f", {due:,} test sessions still due" if due else ""))
+            due = {row["account_id"]: row["due"] for row in self.freshness if row["due"]}
+            problem = "stopped by --max-time" + (f", {sum(due.values()):,} test sessions still due" if due else "")
+            if due and len(self.freshness) > 1:
+                each = [f"{count:,} of account {id_ or '(not assigned yet)'}" for id_, count in due.items()]
+                problem += f" ({', '.join(each)})"
+            problems.append(problem)
         return "; ".join(problems) or None
 
     def warn(self, message: str, section: str) -> None:
         """Exit 1; `section` of the runbook says what to do."""
-        if message not in self.warnings:
+        with self.lock:
+            if message in self.warnings:
+                return
             self.warnings.append(message)
-            logger.warning("%s", message, extra=runbook(section))
+        logger.warning("%s", message, extra=runbook(section))
 
     def fail(self, message: str, section: str) -> None:
         """Exit 3; `section` of the runbook says what to do."""
-        self.failures.append(message)
+        with self.lock:
+            self.failures.append(message)
         logger.error("%s", message, extra=runbook(section))
 
     def summary(self, command: str) -> str:
@@ -209,7 +287,9 @@ class AccountRun:
     pacer: Pacer
     stop: AccountStop
     outcome: Outcome
+    progress: Progress
     failures_in_a_row: int = 0  # of the API, with no answer between
+    has_failed: bool = False  # this account's part of the run
 
     @property
     def database(self) -> Database:
@@ -242,15 +322,17 @@ class AccountRun:
 
     def fail(self, message: str, section: str) -> None:
         """Exit 3."""
+        self.has_failed = True
         self.outcome.fail(self._of_account(message), section)
 
     def count_calls(self) -> None:
         """Add the account's calls to the run's counters; once, at its end."""
-        counters = self.outcome.counters
-        self.outcome.calls.update(self.client.calls.outcomes)
-        counters["api_requests"] += self.client.calls.requests
-        counters["api_retries"] += self.client.calls.retries
-        counters["throttled_ms"] += self.pacer.throttled_ms
+        with self.outcome.lock:
+            counters = self.outcome.counters
+            self.outcome.calls.update(self.client.calls.outcomes)
+            counters["api_requests"] += self.client.calls.requests
+            counters["api_retries"] += self.client.calls.retries
+            counters["throttled_ms"] += self.pacer.throttled_ms
 
 
 def in_thread(etl: Etl, work: Callable[[], T]) -> T:
@@ -283,11 +365,14 @@ def begin_in_thread(etl: Etl, work: Callable[[], T]) -> Callable[[], T]:
 
 
 @contextmanager
-def client_of(etl: Etl, account: Account) -> Iterator[tuple[Client, Pacer, AccountStop]]:
+def client_of(
+    etl: Etl, account: Account, progress: Progress | None = None
+) -> Iterator[tuple[Client, Pacer, AccountStop]]:
     """A client of the account, paced by its budget in the warehouse; what still calls at the end is told to stop."""
     checkly = etl.settings.checkly
     stop = AccountStop(etl.stop)
-    pacer = Pacer(etl.database, account.id, account.requests_per_minute, stop, etl.progress.note)
+    note = (progress or etl.progress).note
+    pacer = Pacer(etl.database, account.id, account.requests_per_minute, stop, note)
     client = Client(
         api_url=checkly.api_url,
         account_id=account.id,

@@ -33,6 +33,7 @@ KEY_OF = dict(zip(ACCOUNTS, KEYS.values(), strict=True))
 NAMES = {FIRST: "shop", SECOND: "payments", THIRD: "internal"}
 BUDGETS = {FIRST: 400, SECOND: 300, THIRD: 200}
 LIST = "/v1/test-sessions"
+SQLITE_TIME = "%Y-%m-%d %H:%M:%S.%f"
 
 
 @dataclass
@@ -125,12 +126,17 @@ def config_file(tmp_path: Path) -> Path:
     return _config(tmp_path / "accounts.yaml")
 
 
-def _config(path: Path, retention: dict[str, str] | None = None, ids: tuple[str, ...] = ACCOUNTS) -> Path:
+def _config(
+    path: Path,
+    retention: dict[str, str] | None = None,
+    ids: tuple[str, ...] = ACCOUNTS,
+    budgets: dict[str, int] = BUDGETS,
+) -> Path:
     lines = ["checkly:", "  retention: 3600d", "  accounts:"]
     for id_, key in zip(ACCOUNTS, KEYS, strict=True):
         if id_ in ids:
             lines += [f"    - id: {id_}", f"      name: {NAMES[id_]}", f"      api_key_env: {key}"]
-            lines += [f"      requests_per_minute: {BUDGETS[id_]}"]
+            lines += [f"      requests_per_minute: {budgets[id_]}"]
             lines += [f"      retention: {retention[id_]}"] if retention else []
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -209,6 +215,76 @@ def test_a_budget_that_is_spent_holds_up_its_own_account_only(
     exported = _exported(database)
     assert exported[FIRST] == set()
     assert exported[SECOND] == _visible(worlds[SECOND])
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+
+
+def test_a_backlog_beyond_its_budget_holds_up_no_other_account(
+    some: Workers, tmp_path: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    """With the accounts one after the other, the second was asked nothing in two passes, and nobody said so."""
+    file = _config(tmp_path / "small.yaml", budgets=BUDGETS | {FIRST: 5})
+    assert len(_visible(worlds[FIRST])) > 5
+    worker = some.run("sync", "--config", str(file), "--max-time", "15s", "--json", timeout=60)
+    assert worker.process.returncode == 0, worker.err
+    exported = _exported(database)
+    assert exported[SECOND] == _visible(worlds[SECOND])
+    assert exported[THIRD] == _visible(worlds[THIRD])
+    assert 0 < len(exported[FIRST]) < len(_visible(worlds[FIRST]))
+    told = json.loads(worker.out)
+    assert told["outcome"] == "partial"
+    assert f"of account {FIRST}" in told["error"], "an account that was not finished is said"
+    assert _account(database, SECOND)["last_success_at"] is not None
+    assert _account(database, FIRST)["last_success_at"] is None
+
+
+def test_an_account_that_hangs_holds_up_no_other_account(
+    some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    company[FIRST].add_fault(match="/v1/", kind="delay", seconds=120)
+    worker = some.run("sync", "--config", str(config_file), "--max-time", "15s", "--json", timeout=90)
+    assert _exported(database)[SECOND] == _visible(worlds[SECOND])
+    assert _exported(database)[THIRD] == _visible(worlds[THIRD])
+    # Its list was never read to its end, so nobody knows what Checkly is about to delete.
+    assert worker.process.returncode == 1, worker.err
+    (near,) = [line for line in worker.err.splitlines() if "could not be read to its end" in line]
+    assert FIRST in near
+    assert "never before" in near
+
+
+def test_a_list_that_was_not_read_is_near_loss_only_when_retention_is(
+    some: Workers, tmp_path: Path, company: Company, database: Database
+) -> None:
+    file = _config(tmp_path / "plans.yaml", retention=dict.fromkeys(ACCOUNTS, "7d"))
+    assert some.run("sync", "--config", str(file)).process.returncode == 0
+    company[FIRST].add_fault(match="/v1/", kind="delay", seconds=120)
+    for days, code in ((5, 0), (6.5, 1)):
+        moment = datetime.now(UTC) - timedelta(days=days)
+        with database.writing() as connection:
+            until = {"until": moment.strftime("%Y-%m-%d %H:%M:%S.%f+00" if not database.is_sqlite else SQLITE_TIME)}
+            connection.execute(text("UPDATE etl_accounts SET discovered_until = :until"), until)
+        worker = some.run("sync", "--config", str(file), "--max-time", "5s", timeout=90)
+        assert worker.process.returncode == code, worker.err
+        assert ("could not be read to its end" in worker.err) == bool(code)
+
+
+def test_one_task_per_account_asks_only_for_its_own(
+    some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    """Its task needs no key but its own."""
+    keys: dict[str, Any] = {"KEY_ONE": "", "KEY_THREE": ""}
+    worker = some.run("sync", "--config", str(config_file), "--account", NAMES[SECOND], **keys)
+    assert worker.process.returncode == 0, worker.err
+    assert _exported(database) == {FIRST: set(), SECOND: _visible(worlds[SECOND]), THIRD: set()}
+    assert company[FIRST].requests == company[THIRD].requests == []
+    both = ("--account", FIRST, "--account", THIRD.upper())
+    worker = some.run("backfill", "--since", "3000d", "--config", str(config_file), *both)
+    assert worker.process.returncode == 0, worker.err
+    assert _exported(database) == {id_: _visible(world) for id_, world in worlds.items()}
+    worker = some.run("sync", "--config", str(config_file), "--account", "nobody")
+    assert worker.process.returncode == 2
+    assert "'nobody' is not in the settings; they have: shop, payments, internal" in worker.err
 
 
 # --- one in trouble -----------------------------------------------------------------------------------------------
@@ -328,20 +404,51 @@ def test_a_backfill_and_its_plan_go_on_past_an_account_in_trouble(
 # --- whose id is it -----------------------------------------------------------------------------------------------
 
 
-def test_ids_without_an_account_go_to_the_default_one(
+def test_ids_without_an_account_are_offered_to_one_account_after_the_other(
     some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
 ) -> None:
-    ours, theirs = sorted(_visible(worlds[FIRST]))[0], sorted(_visible(worlds[SECOND]))[0]
+    """The default one first. What none of them has is a dead letter that names all who were asked."""
+    of_first, of_second, of_third = (sorted(_visible(worlds[id_]))[0] for id_ in ACCOUNTS)
     env: dict[str, Any] = {"CHECKLY_ETL_EXPORT__DISCOVER": "false"}
-    assert some.run("enqueue", "--config", str(config_file), ours, theirs).process.returncode == 0
+    ids = (of_first, of_second, of_third, uuid(7))
+    assert some.run("enqueue", "--config", str(config_file), *ids).process.returncode == 0
     worker = some.run("sync", "--config", str(config_file), **env)
     assert worker.process.returncode == 1, "one is a dead letter"
-    assert _exported(database)[FIRST] == {ours}
-    letters = rows(database, "SELECT test_session_id, account_id, error_kind FROM etl_queue WHERE state = 'dead'")
-    assert [(str(r["test_session_id"]), str(r["account_id"]), r["error_kind"]) for r in letters] == [
-        (theirs, FIRST, "not_found")
-    ]
-    assert not [request for request in company[SECOND].requests if theirs in request.path]
+    assert _exported(database) == {FIRST: {of_first}, SECOND: {of_second}, THIRD: {of_third}}
+    (letter,) = rows(database, "SELECT test_session_id, error_kind, last_error FROM etl_queue WHERE state = 'dead'")
+    assert (str(letter["test_session_id"]), letter["error_kind"]) == (uuid(7), "not_found")
+    assert letter["last_error"].endswith(f"asked were the accounts {FIRST}, {SECOND}, {THIRD}")
+    assert not [request for request in company[SECOND].requests if of_first in request.path], "found by the first"
+    # Somebody waits for it: the same in `sync --wait`.
+    worker = some.run("sync", "--config", str(config_file), "--wait", sorted(_visible(worlds[THIRD]))[1])
+    assert worker.process.returncode == 0, worker.err
+
+
+def test_an_id_in_the_lists_of_two_accounts_is_exported_once_by_the_one_that_it_names(
+    some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    for id_ in (FIRST, SECOND):
+        company[id_].put_test_session(detail(7), entry(7, accountId=SECOND, name=f"as {NAMES[id_]} lists it"))
+    for _ in range(2):
+        assert some.run("sync", "--config", str(config_file)).process.returncode == 0, some.started[-1].err
+    calls = {id_: [r for r in company[id_].requests if r.path.endswith(uuid(7))] for id_ in (FIRST, SECOND)}
+    assert (len(calls[FIRST]), len(calls[SECOND])) == (0, 1)
+    assert uuid(7) in _exported(database)[SECOND]
+
+
+def test_ids_that_wait_for_an_account_out_of_the_settings_are_told(
+    some: Workers, config_file: Path, company: Company, database: Database
+) -> None:
+    _queue(database, uuid(7), STRANGER)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE etl_queue SET available_at = '2000-01-01 00:00:00.000000'"))
+    worker = some.run("sync", "--config", str(config_file))
+    assert worker.process.returncode == 0, "another process may export it"
+    (line,) = [line for line in worker.err.splitlines() if STRANGER in line]
+    assert "is not in these settings, and 1 test sessions" in line
+    doctor = some.run("doctor", "--config", str(config_file))
+    assert doctor.process.returncode == 1
+    assert f"account {STRANGER} is not in these settings" in doctor.out
 
 
 @pytest.mark.parametrize("spelling", ["argument", "upper case", "file", "with a result"])
@@ -381,13 +488,14 @@ def test_a_link_of_an_account_that_is_not_configured_is_tried_with_the_default_o
 def test_a_link_to_the_right_account_frees_an_id_that_died_in_the_default_one(
     some: Workers, config_file: Path, worlds: dict[str, World], database: Database
 ) -> None:
-    """The bare id was tried with the default account and is dead; the link tells where it belongs."""
+    """A link to the wrong account was tried with that one only and is dead; the right link tells where it belongs."""
     theirs = sorted(_visible(worlds[SECOND]))[0]
     env: dict[str, Any] = {"CHECKLY_ETL_EXPORT__DISCOVER": "false"}
-    some.run("enqueue", "--config", str(config_file), theirs)
+    link = "https://app.checklyhq.com/accounts/{}/test-sessions/{}"
+    some.run("enqueue", "--config", str(config_file), link.format(FIRST, theirs))
     assert some.run("sync", "--config", str(config_file), **env).process.returncode == 1
-    link = f"https://app.checklyhq.com/accounts/{SECOND}/test-sessions/{theirs}"
-    assert some.run("enqueue", "--config", str(config_file), link).process.returncode == 0
+    worker = some.run("enqueue", "--config", str(config_file), link.format(SECOND, theirs))
+    assert worker.process.returncode == 0
     worker = some.run("sync", "--config", str(config_file), **env)
     assert worker.process.returncode == 0, worker.err
     assert _exported(database)[SECOND] == {theirs}
