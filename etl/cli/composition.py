@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from etl.cli.arguments import Arguments
 from etl.cli.version import version
@@ -172,7 +173,17 @@ class Signals:
         timer.start()
 
 
-def raise_signalled(number: int, _frame: object) -> NoReturn:
+def raise_signalled(number: int, frame: FrameType | None) -> None:
+    """Raise Signalled where the signal came.
+
+    Inside the import system it is sent again a moment later: Python prints and forgets what is raised in one of its
+    callbacks.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        again = threading.Timer(0.01, os.kill, [os.getpid(), number])
+        again.daemon = True
+        again.start()
+        return
     raise Signalled(number)
 
 
