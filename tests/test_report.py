@@ -78,7 +78,7 @@ NUMBERS = frozenset(
         "flips", "test_sessions", "failures", "commits", "commit_flaky", "recent_n", "baseline_n", "baseline_days",
         "ratio", "occurrences", "is_new", "is_regression",
         "retries", "is_new_failure", "due", "scheduled", "leased", "dead", "coverage", "unexported",
-        "hours_until_loss",
+        "hours_until_loss", "ambiguous",
     }
 )  # fmt: skip
 
