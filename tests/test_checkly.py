@@ -30,7 +30,8 @@ from typing import Any
 import pytest
 
 from etl import checkly, documents
-from etl.checkly import Client
+from etl.checkly import Client, retry
+from etl.checkly import client as client_module
 from etl.errors import (
     AccessDenied,
     ApiDown,
@@ -220,7 +221,7 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(retry, "FIRST_BACKOFF", 0.001)
 
 
 @pytest.fixture
@@ -434,7 +435,7 @@ def test_a_page_that_comes_again_and_again_under_new_cursors_ends_the_walk(
     make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cursors = itertools.count()
-    monkeypatch.setattr(checkly, "SAME_PAGES", 3)
+    monkeypatch.setattr(client_module, "SAME_PAGES", 3)
     with Server(lambda _socket, _head: http(page_of([{"n": 1}], nextId=f"{next(cursors)}"))) as server:
         walk = make_client(server.url).list_test_sessions(since=SINCE)
         with pytest.raises(ApiUnavailable, match="same page again and again"):
@@ -739,7 +740,7 @@ def test_four_tries_are_made_and_counted(client: Client, simulator: Simulator, s
 def test_retries_wait_longer_each_time_and_not_all_alike(
     client: Client, simulator: Simulator, stop: threading.Event, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.5)
+    monkeypatch.setattr(retry, "FIRST_BACKOFF", 0.5)
     waits: list[float] = []
     monkeypatch.setattr(stop, "wait", lambda seconds: waits.append(seconds))
     simulator.add_fault(kind="status", status=500)
@@ -756,7 +757,7 @@ def test_no_retry_is_begun_later_than_the_timeout(
     make_client: MakeClient, simulator: Simulator, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(random, "uniform", lambda _low, _high: 1.0)
-    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.2)
+    monkeypatch.setattr(retry, "FIRST_BACKOFF", 0.2)
     simulator.add_fault(kind="status", status=500)
     client = make_client(simulator.url, timeout=0.5)
     began = time.monotonic()
@@ -800,7 +801,7 @@ def test_a_long_retry_after_of_a_fault_is_left_to_the_queue(
 def test_a_retry_after_of_nothing_is_no_invitation_to_storm(
     client: Client, simulator: Simulator, stop: threading.Event, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 0.5)
+    monkeypatch.setattr(retry, "FIRST_BACKOFF", 0.5)
     waits: list[float] = []
     monkeypatch.setattr(stop, "wait", lambda seconds: waits.append(seconds))
     simulator.add_fault(kind="status", status=503, headers={"Retry-After": "0"})
@@ -888,7 +889,7 @@ def test_what_the_pace_raises_ends_the_call(
 def test_429_for_ever_ends_as_rate_limited(
     client: Client, simulator: Simulator, pace: Pace, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkly, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.2)
     pace.on_pause = lambda: time.sleep(0.05)
     simulator.add_fault(kind="status", status=429)
     with pytest.raises(RateLimited, match=session_id):
@@ -1423,7 +1424,7 @@ def test_a_429_is_no_try_of_a_document(make_client: MakeClient, pace: Pace) -> N
 def test_stop_ends_the_wait_for_the_right_document(
     make_client: MakeClient, stop: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkly, "FIRST_BACKOFF", 2.0)
+    monkeypatch.setattr(retry, "FIRST_BACKOFF", 2.0)
     stop.set()
     with Server(in_turn(http(document_of(ANOTHER)))) as server, pytest.raises(Interrupted, match=ID):
         make_client(server.url).fetch_test_session(ID)
@@ -2017,3 +2018,33 @@ def test_a_key_that_no_header_can_hold_is_not_shown(make_client: MakeClient, sim
     with pytest.raises(EtlError) as caught:
         make_client(simulator.url, key=key).fetch_test_session(ID)
     assert secrets_in(printed(caught.value)) == []
+
+
+# --- connections of refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 422, 503])
+@pytest.mark.parametrize(
+    "refused",
+    [lambda status: http(b'{"message": "no"}', status), lambda status: http(b"", status)],
+    ids=["with a body", "empty"],
+)
+def test_a_refusal_does_not_cost_its_connection(
+    make_client: MakeClient, status: int, refused: Callable[[int], bytes]
+) -> None:
+    """1,000 error groups that Checkly does not have cost 1,000 connections, with TLS a handshake each."""
+    with Server(refused(status)) as server:
+        client = make_client(server.url)
+        for _ in range(5):
+            with pytest.raises(EtlError):
+                client.fetch_error_group(ID)
+        assert server.connections == 1
+
+
+def test_a_large_refusal_is_not_read_and_costs_its_connection(make_client: MakeClient) -> None:
+    with Server(http(b" " * 10_000_000, 404)) as server:
+        client = make_client(server.url)
+        for _ in range(3):
+            with pytest.raises(TestSessionNotFound):
+                client.fetch_error_group(ID)
+        assert server.connections == 3

@@ -42,7 +42,7 @@ def checkly(empty_world: World) -> Iterator[Simulator]:
 @pytest.fixture
 def make(make_etl: Make, checkly: Simulator, monkeypatch: pytest.MonkeyPatch) -> Make:
     """The pipeline over `checkly`, with short retries."""
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
 
     def build(**options: Any) -> Etl:
         fixed = {"CHECKLY_API_URL": checkly.url, "CHECKLY_ETL_EXPORT__CONCURRENCY": "4"}
@@ -133,8 +133,8 @@ def test_a_changed_list_entry_and_no_other_is_fetched_again(
 def test_discovered_until_moves_only_when_the_last_page_is_queued(
     make_etl: Make, simulator: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl.checkly.PAGE_SIZE", 10)
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.client.PAGE_SIZE", 10)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
     simulator.add_fault(match="nextId=", kind="status", status=500)
     outcome = pipeline.sync(make_etl())
 
@@ -616,7 +616,7 @@ def test_many_bodies_over_the_limit_are_dead_letters_and_hold_nobody_up(
 def test_a_large_document_is_fetched_once_more_and_alone(
     make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("etl.checkly", "etl.pipeline.drain"):
+    for module in ("etl.checkly.client", "etl.pipeline.drain"):
         monkeypatch.setattr(sys.modules[module], "LARGE_BODY", 20_000)
     for number in range(1, 21):
         checkly.put_test_session(detail(number, name="x" * (30_000 if number % 2 else 1)), entry(number))
@@ -634,7 +634,7 @@ def test_a_429_pauses_and_the_pass_goes_on(make: Make, checkly: Simulator, datab
     checkly.add_fault(kind="status", status=429, headers={"Retry-After": "1"}, times=1)
     outcome = pipeline.sync(make())
     assert (saved(outcome), outcome.word) == (1, "ok")
-    assert outcome.counters["throttled_ms"] >= 900
+    assert outcome.counters["throttled_ms"] >= 700, "most of the second: it begins when the answer is read"
     assert outcome.counters["api_retries"] == 1
 
 

@@ -183,7 +183,7 @@ def test_what_was_released_after_a_stall_is_claimed_again(
     order = "SELECT test_session_id FROM etl_queue ORDER BY priority DESC, claim_order DESC, test_session_id DESC"
     for claimed in rows(database, order)[:2]:
         checkly.faults.add(Fault("delay", match=f"{DETAIL}{claimed['test_session_id']}", seconds=10))
-    monkeypatch.setattr("etl.checkly.TRIES", 1)
+    monkeypatch.setattr("etl.checkly.retry.TRIES", 1)
     etl = make(
         CHECKLY_ETL_EXPORT__DISCOVER="false",
         CHECKLY_ETL_EXPORT__CONCURRENCY="1",

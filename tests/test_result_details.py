@@ -42,7 +42,7 @@ def checkly() -> Iterator[Simulator]:
 @pytest.fixture
 def make(make_etl: Make, checkly: Simulator, monkeypatch: pytest.MonkeyPatch) -> Make:
     """The pipeline over `checkly`, with all details and short retries."""
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
 
     def build(**options: Any) -> Etl:
         fixed = {
@@ -824,7 +824,7 @@ def test_a_session_of_two_thousand_results_is_read_in_bounded_batches(
 def test_a_large_detail_is_fetched_once_more_and_alone(
     make: Make, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl.checkly.LARGE_BODY", 20_000)
+    monkeypatch.setattr("etl.checkly.client.LARGE_BODY", 20_000)
     put(checkly, 1, [result(n) for n in range(4)])
     for n in range(4):
         log = "x" * (30_000 if n % 2 else 1)

@@ -31,7 +31,7 @@ def wait(program: Program, checkly: Simulator, warehouse_url: str, monkeypatch: 
     program.env = environment(checkly.url, warehouse_url)
     monkeypatch.setattr("etl.pipeline.waiting.FIRST_POLL", 0.05)
     monkeypatch.setattr("etl.pipeline.waiting.LONGEST_POLL", 0.1)
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
     return program
 
 

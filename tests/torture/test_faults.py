@@ -59,8 +59,8 @@ def ten_ways(share: float) -> list[Fault]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short retries come sooner, and the list has several pages."""
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("etl.checkly.PAGE_SIZE", 10)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.client.PAGE_SIZE", 10)
 
 
 # --- ten ways at once ---------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_an_account_that_is_throttled_for_ever_ends_the_pass_and_keeps_its_pause
     program: Program, checkly: Simulator, database: Database, monkeypatch: pytest.MonkeyPatch, seconds: str | None
 ) -> None:
     # The contract's five minutes, in three seconds.
-    for module in ("checkly", "pipeline.pacing"):
+    for module in ("checkly.retry", "pipeline.pacing"):
         monkeypatch.setattr(f"etl.{module}.LONGEST_PAUSE", 3.0)
     enqueue(program, *range(1, 13))
     checkly.add_fault(**_429, headers={"Retry-After": seconds} if seconds else {})

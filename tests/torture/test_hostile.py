@@ -56,7 +56,7 @@ PLACE = re.compile(r"\$\S*: \S")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.001)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_an_answer_of_another_session_that_came_slowly_is_asked_for_again(
     warehouse_url: str, checkly: RawCheckly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short retry that does not fit into the time-out is no reason to bury a session unheard."""
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 1.0)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 1.0)
     answers = [encode(detail(2)), encode(detail(1))]
 
     def slowly() -> bytes:

@@ -121,7 +121,7 @@ def discreet(
 ) -> Discreet:
     """checkly-etl with difficult secrets, an empty SQLite warehouse and no API."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("etl.checkly.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("etl.checkly.retry.FIRST_BACKOFF", 0.01)
     return Discreet(Program(secretive(NOWHERE, new_warehouse("sqlite")), capsys, monkeypatch), all_forms())
 
 
