@@ -35,7 +35,7 @@ from sqlalchemy import (
     update,
 )
 
-from etl.schema import ROLLED_UP_DAYS, ROLLUP_LOCK, drop_rollups, view_sql, view_texts
+from etl.schema import drop_rollups, view_texts
 from etl.tables import (
     check_executions,
     error_groups,
@@ -53,6 +53,7 @@ from etl.tables import (
     test_session_results,
     test_sessions,
 )
+from etl.words import ROLLED_UP_DAYS, ROLLUP_LOCK, in_dialect
 
 logger = logging.getLogger(__name__)
 
@@ -347,4 +348,4 @@ def _run(connection: Connection, source: str, **parameters: Any) -> CursorResult
 
 
 def _sql(connection: Connection, source: str) -> str:
-    return view_sql(source, connection.dialect.name)
+    return in_dialect(source, connection.dialect.name, "rollups.py")

@@ -2,26 +2,8 @@
 
 Hides alembic (imported only to migrate) and the dialects of the views. Migrations and `env.py` live beside
 the package in a checkout and inside it in a wheel. The views are data: one text a view in `views/*.sql`,
-created after every upgrade in its transaction (those named etl_… are no contract). In them a handful of words are
-written per dialect:
-
-    MS_BETWEEN(a, b)      milliseconds from a to b, double precision, exact to the microsecond
-    HOURS_UNTIL(t)        hours from now until t, double precision
-    SECONDS_AFTER(t, n)   t plus n seconds
-    CURRENT_MOMENT()      now
-    UTC_DAY(t)            the UTC day of t: a date, on SQLite YYYY-MM-DD
-    UTC_DAY_TEXT(t)       the same as text on both
-    DAYS_AGO(n)           the beginning of the UTC day n days ago; -1 is tomorrow's
-    DATE_AGO(n)           the UTC day n days ago, as UTC_DAY says it
-    ROLLED_UP_SINCE()     the first day that may be rolled up: older ones are always counted again
-    WHOLE_MS(t)           whole milliseconds since 1970, rounded down, bigint
-    SAME(a, b)            equal, or both null
-    CHECK_HASH(a, k)      short key of a check, by account and check_key
-    ROW_ID(t)             where a row stands, for as long as a statement lasts: the fastest way back to it
-    IS_OPEN(k)            nothing of the check (a row of etl_checks) is rolled up for today
-    IS_OPEN_GROUP(g)      nothing of the error group is rolled up for today
-    ROLLUP_LOCK()         number of the lock that a refresh of the rollups takes for itself, and writers share
-    TOUCH_LOCK()          number of the lock that a writer takes who changes shared rows of the rollups
+created after every upgrade in its transaction (those named etl_… are no contract). `words` translates what the two
+dialects write in different ways.
 
 Triggers (`triggers/*.sql`, one file a dialect) are kept the same way.
 """
@@ -48,16 +30,12 @@ from etl.tables import (
     etl_touched_error_groups,
     etl_views,
 )
+from etl.words import MIGRATION_LOCK, in_dialect
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "etl_schema_version"
-MIGRATION_LOCK = 0x63686B6C79  # "chkly": any number will do, as long as it never changes
-HEAD = "0007"  # the newest revision; a test holds it to the newest file in migrations/versions
-ROLLUP_LOCK = MIGRATION_LOCK + 1
-TOUCH_LOCK = MIGRATION_LOCK + 2
-ROLLED_UP_DAYS = 45  # a month, and some days for a clock that is behind
 OLDEST_POSTGRESQL = 150000
 OLDEST_SQLITE = (3, 35, 0)  # the first that knows AS MATERIALIZED, which views say
 
@@ -69,54 +47,16 @@ EXPRESSION_INDEXES = frozenset(
 Grant = tuple[str, str]  # (view, statement that restores it)
 
 _PACKAGE = Path(__file__).parent
-_SQLITE_MICROSECONDS = (
-    "(CAST(strftime('%s', substr({0}, 1, 19)) AS INTEGER) * 1000000 + CAST(substr({0}, 21, 6) AS INTEGER))"
-)
-_OPEN_GROUP = (
-    "(NOT EXISTS (SELECT 1 FROM etl_rollup_error_group_impact i WHERE i.error_group_id = {{0}}.error_group_id "
-    "AND i.rolled_up_for = {today}) "
-    "OR EXISTS (SELECT 1 FROM etl_touched_error_groups t WHERE t.error_group_id = {{0}}.error_group_id))"
-)
-_WORDS: dict[str, dict[str, str]] = {
-    "postgresql": {
-        "MS_BETWEEN": "CAST(EXTRACT(EPOCH FROM ({1} - {0})) * 1000 AS double precision)",
-        "HOURS_UNTIL": "CAST(EXTRACT(EPOCH FROM ({0} - now())) / 3600 AS double precision)",
-        "SECONDS_AFTER": "({0} + {1} * interval '1 second')",
-        "CURRENT_MOMENT": "now()",
-        "UTC_DAY": "CAST({0} AT TIME ZONE 'UTC' AS date)",
-        "UTC_DAY_TEXT": "CAST(CAST({0} AT TIME ZONE 'UTC' AS date) AS text)",
-        "DAYS_AGO": "((date_trunc('day', now() AT TIME ZONE 'UTC') - {0} * interval '1 day') AT TIME ZONE 'UTC')",
-        "DATE_AGO": "(CAST(now() AT TIME ZONE 'UTC' AS date) - {0})",
-        "ROW_ID": "{0}.ctid",
-        "IS_OPEN": "({0}.rolled_up_for IS NULL OR {0}.rolled_up_for <> CAST(now() AT TIME ZONE 'UTC' AS date))",
-        "IS_OPEN_GROUP": _OPEN_GROUP.format(today="CAST(now() AT TIME ZONE 'UTC' AS date)"),
-        "ROLLED_UP_SINCE": f"(CAST(now() AT TIME ZONE 'UTC' AS date) - {ROLLED_UP_DAYS})",
-        "CHECK_HASH": "CAST(md5(COALESCE(CAST({0} AS text), '-') || ' ' || {1}) AS uuid)",
-        "ROLLUP_LOCK": str(ROLLUP_LOCK),
-        "TOUCH_LOCK": str(TOUCH_LOCK),
-        "WHOLE_MS": "CAST(FLOOR(EXTRACT(EPOCH FROM {0}) * 1000) AS bigint)",
-        "SAME": "({0} IS NOT DISTINCT FROM {1})",
-    },
-    "sqlite": {
-        "MS_BETWEEN": f"(({_SQLITE_MICROSECONDS.format('{1}')} - {_SQLITE_MICROSECONDS.format('{0}')}) / 1000.0)",
-        "HOURS_UNTIL": f"(({_SQLITE_MICROSECONDS} / 1000000.0 - CAST(strftime('%s', 'now') AS INTEGER)) / 3600.0)",
-        "SECONDS_AFTER": "(strftime('%Y-%m-%d %H:%M:%S', substr({0}, 1, 19), {1} || ' seconds') || substr({0}, 20))",
-        "CURRENT_MOMENT": "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')",
-        # The casts have a reason: without, the expression has no affinity, and no index over it is found by a text.
-        "UTC_DAY": "CAST(substr({0}, 1, 10) AS text)",
-        "UTC_DAY_TEXT": "substr({0}, 1, 10)",
-        "DAYS_AGO": "(date('now', (-({0})) || ' days') || ' 00:00:00.000000')",
-        "DATE_AGO": "date('now', (-({0})) || ' days')",
-        "ROW_ID": "{0}.rowid",
-        "IS_OPEN": "({0}.rolled_up_for IS NULL OR {0}.rolled_up_for <> date('now'))",
-        "IS_OPEN_GROUP": _OPEN_GROUP.format(today="date('now')"),
-        "ROLLED_UP_SINCE": f"date('now', '-{ROLLED_UP_DAYS} days')",
-        "CHECK_HASH": "CAST(COALESCE({0}, '-') || ' ' || {1} AS text)",
-        # Integer division rounds towards zero, and the times before 1970 are negative.
-        "WHOLE_MS": f"(({_SQLITE_MICROSECONDS} - (({_SQLITE_MICROSECONDS}) % 1000 + 1000) % 1000) / 1000)",
-        "SAME": "({0} IS {1})",
-    },
-}
+
+
+def _migrations() -> Path:
+    """The folder of the migrations: inside of the package in a wheel, next to it in a checkout."""
+    inside = _PACKAGE / "migrations"
+    return inside if inside.is_dir() else _PACKAGE.parent / "migrations"
+
+
+# The newest revision. From the names of the files: a constant would be forgotten, and alembic takes long to import.
+HEAD = max(path.name for path in (_migrations() / "versions").glob("[0-9]*.py")).partition("_")[0]
 
 
 def migrate(database: Database) -> bool:
@@ -140,6 +80,8 @@ def migrate(database: Database) -> bool:
             if _is_whole(connection):
                 return False  # another process did it while we waited
             command.upgrade(config, "head")
+            if not _is_whole(connection):
+                raise AssertionError(f"the migration left no whole schema: {', '.join(_missing(connection))}")
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -179,6 +121,14 @@ def lock(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '5min'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         connection.exec_driver_sql("SET LOCAL lock_timeout = '4s'")
+
+
+def _missing(connection: Connection) -> list[str]:
+    """The revision, triggers and views that are not there, or not as this program has them."""
+    state, wanted = _state(connection), _wanted(connection)
+    existing = set(inspect(connection).get_view_names())
+    differing = {name for name, digest in wanted.items() if state.get(name) != digest}
+    return sorted(differing | (view_texts().keys() - existing))
 
 
 def _create_schema(connection: Connection, name: str) -> None:
@@ -224,9 +174,8 @@ def alembic_config() -> Config:
     """Alembic's settings without a file: the same as alembic.ini says in a checkout."""
     from alembic.config import Config
 
-    inside, beside = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
     config = Config()
-    config.set_main_option("script_location", str(inside if inside.is_dir() else beside).replace("%", "%%"))
+    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
     return config
 
 
@@ -254,17 +203,8 @@ def public_views() -> dict[str, str]:
 def trigger_texts(dialect: str) -> list[str]:
     """The statements that create functions and triggers, in their order."""
     source = (_PACKAGE / "triggers" / f"{dialect}.sql").read_text(encoding="utf-8")
-    return [view_sql(statement, dialect) for statement in source.strip().split("\n\n")[1:]]
-
-
-def view_sql(source: str, dialect: str) -> str:
-    """A view's text in a dialect's words."""
-
-    def word(match: re.Match[str]) -> str:
-        arguments = [argument.strip() for argument in match[2].split(",")]
-        return _WORDS[dialect][match[1]].format(*arguments)
-
-    return re.sub(rf"\b({'|'.join(_WORDS[dialect])})\(([^()]*)\)", word, source)
+    statements = source.strip().split("\n\n")[1:]
+    return [in_dialect(statement, dialect, f"triggers/{dialect}.sql") for statement in statements]
 
 
 def drop_views(connection: Connection) -> list[Grant]:
@@ -321,7 +261,7 @@ def create_views(connection: Connection, grants: list[Grant]) -> None:
         _execute(connection, statement)
     drop_rollups(connection)
     for name, source in _in_order(view_texts()):
-        _execute(connection, f'CREATE VIEW "{name}" AS\n{view_sql(source, connection.dialect.name)}')
+        _execute(connection, f'CREATE VIEW "{name}" AS\n{in_dialect(source, connection.dialect.name, name)}')
         if connection.dialect.name == "postgresql":
             comment = source.split("\n", 1)[0].removeprefix("--").strip().replace("'", "''")
             _execute(connection, f"COMMENT ON VIEW \"{name}\" IS '{comment}'")
@@ -398,7 +338,9 @@ def _view_grants(connection: Connection, names: list[str]) -> list[Grant]:
 def _wanted(connection: Connection) -> dict[str, str]:
     # Hashed in the dialect's words: a word that is mended makes the views new, too.
     dialect = connection.dialect.name
-    digests = {name: sha256(view_sql(source, dialect).encode()).hexdigest() for name, source in view_texts().items()}
+    digests = {
+        name: sha256(in_dialect(source, dialect, name).encode()).hexdigest() for name, source in view_texts().items()
+    }
     triggers = sha256("\n\n".join(trigger_texts(dialect)).encode()).hexdigest()
     return {HEAD: "", "triggers": triggers, **digests}
 

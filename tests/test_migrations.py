@@ -113,10 +113,26 @@ def test_tables_of_others_are_left_alone(database: Database) -> None:
     assert names(database) == {"invoices", "v_invoices", schema.VERSION_TABLE}
 
 
-def test_head_is_the_newest_migration() -> None:
-    newest = max((ROOT / "migrations" / "versions").glob("[0-9]*.py"))
-    assert newest.name.startswith(f"{schema.HEAD}_")
-    assert f'revision = "{schema.HEAD}"' in newest.read_text(encoding="utf-8")
+def test_every_migration_has_the_number_of_its_file_and_follows_the_one_before() -> None:
+    """The newest revision is known by the names of the files alone."""
+    files = sorted((ROOT / "migrations" / "versions").glob("[0-9]*.py"))
+    numbers = [file.name.partition("_")[0] for file in files]
+    assert numbers == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    assert numbers[-1] == schema.HEAD
+    wrong = []
+    for file, number, before in zip(files, numbers, [None, *numbers], strict=False):
+        source = file.read_text(encoding="utf-8")
+        expected = [f'revision = "{number}"', f"down_revision = {before!r}".replace("'", '"')]
+        wrong += [f"{file.name} lacks {line}" for line in expected if line not in source]
+    assert wrong == []
+
+
+def test_a_migration_that_leaves_a_view_out_is_no_migration(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten constant gave a warehouse without a single view, and `migrate` said "migrated"."""
+    monkeypatch.setattr(schema, "create_views", lambda connection, grants: None)
+    with pytest.raises(AssertionError, match=r"left no whole schema: .*v_checks.*v_freshness"):
+        schema.migrate(empty)
+    assert names(empty) == set(), "nothing was changed"
 
 
 def test_alembic_works_by_its_ini_file_in_a_checkout(empty_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from etl.tables import (
     test_session_error_groups,
     test_sessions,
 )
+from etl.words import WrongWord, in_dialect
 from tests.conftest import ACCOUNT, rows, scalar
 
 OTHER = "44444444-4444-4444-8444-444444444444"
@@ -135,14 +137,42 @@ def test_milliseconds_between_are_exact(
     assert scalar(database, "SELECT duration_ms FROM v_test_session_summary") == expected
 
 
-def test_words_are_replaced_by_those_of_the_dialect_and_nothing_else_is() -> None:
-    source = "SELECT MS_BETWEEN(s.a, s.b), COMMS_BETWEEN(a, b), CURRENT_MOMENT(), COUNT(a) -- MS_BETWEEN"
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_words_are_replaced_by_those_of_the_dialect_and_nothing_else_is(dialect: str) -> None:
+    source = "SELECT MS_BETWEEN(s.a, s.b), CURRENT_MOMENT(), COUNT(a), 'UTC_DAY(a)' -- MS_BETWEEN(a, b)"
+    made = in_dialect(source, dialect, "v_x")
+    assert made.endswith("COUNT(a), 'UTC_DAY(a)' -- MS_BETWEEN(a, b)")
+    assert "CURRENT_MOMENT()" not in made
+    assert made.count("MS_BETWEEN") == 1
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_arguments_of_words_may_hold_parentheses_commas_strings_and_words(dialect: str) -> None:
+    inner = "COALESCE(a, substr(b, 1, 2), ',)(')"
+    assert in_dialect(f"UTC_DAY({inner})", dialect, "v_x") == in_dialect("UTC_DAY(@)", dialect, "v_x").replace(
+        "@", inner
+    )
+    nested = in_dialect("MS_BETWEEN(MIN(a), SECONDS_AFTER(MAX(b), 5))", dialect, "v_x")
+    assert "SECONDS_AFTER" not in nested
+    assert in_dialect("SECONDS_AFTER(MAX(b), 5)", dialect, "v_x") in nested
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("SELECT UTCDAY(a)", "v_x: UTCDAY(…) is no SQL word of ours"),
+        ("SELECT COUNT(COMMS_BETWEEN(a, b))", "COMMS_BETWEEN(…) is no SQL word"),
+        ("SELECT UTC_DAY(GREATEST(a, b))", "GREATEST(…) is no SQL word"),
+        ("SELECT UTC_DAY(a, b)", "UTC_DAY(…) takes 1 arguments, not 2"),
+        ("SELECT MS_BETWEEN(a)", "MS_BETWEEN(…) takes 2 arguments, not 1"),
+        ("SELECT DAYS_AGO()", "DAYS_AGO(…) takes 1 arguments, not 0"),
+        ("SELECT UTC_DAY(MAX(a)", "UTC_DAY(…) is not closed"),
+    ],
+)
+def test_a_word_that_there_is_not_is_an_error_that_names_it(source: str, said: str) -> None:
     for dialect in ("sqlite", "postgresql"):
-        made = schema.view_sql(source, dialect)
-        assert "COMMS_BETWEEN(a, b)" in made
-        assert "COUNT(a) -- MS_BETWEEN" in made
-        assert "CURRENT_MOMENT()" not in made
-        assert made.count("MS_BETWEEN") == 2
+        with pytest.raises(WrongWord, match=re.escape(said)):
+            in_dialect(source, dialect, "v_x")
 
 
 # --- v_test_session_summary ---------------------------------------------------------------------------------
