@@ -20,6 +20,7 @@ import msgspec
 from etl.errors import ConfigError
 
 DEFAULT_FILE = "config.yaml"
+NEAR_DEFAULT_FILE = "config.yml"
 PREFIX = "CHECKLY_ETL_"
 API_KEYS_PAGE = "https://app.checklyhq.com/settings/user/api-keys"
 ACCOUNT_ID_PAGE = "https://app.checklyhq.com/settings/account/general"
@@ -514,7 +515,7 @@ class Setting(msgspec.Struct, frozen=True):
         """The environment variable that overrides the file; None for what only the file can say."""
         if self.name in _OWN_VARIABLES:
             return _OWN_VARIABLES[self.name]
-        if self.name.startswith("inbox") or "[]" in self.name:
+        if "[]" in self.name:
             return None
         return _double_underscore_name(self.name)
 
@@ -524,6 +525,7 @@ _OWN_VARIABLES = {
     "checkly.account_id": "CHECKLY_ACCOUNT_ID",
     "checkly.api_url": "CHECKLY_API_URL",
     "warehouse.url": "CHECKLY_ETL_WAREHOUSE_URL",
+    "inbox": "CHECKLY_ETL_INBOX",
 }
 
 
@@ -539,7 +541,9 @@ def _items(raw: object) -> list[object]:
 
 def _sources(raw: object) -> list[object]:
     if not isinstance(raw, list):  # what stands there is not shown: it may be a URL
-        raise _Problem(f"must be a list such as [{{file: ids.txt}}], not {_shape(raw)}")
+        raise _Problem(
+            f"must be a list such as [{{file: ids.txt}}], not {_shape(raw)} (in the environment JSON, with quotes)"
+        )
     return raw
 
 
@@ -676,7 +680,7 @@ class _Loader:
         value = None
         if text is not None:
             self.where[setting.name] = str(setting.variable)
-            raw = _from_json(text) if setting.read in (_items, _durations) else text
+            raw = _from_json(text) if setting.read in (_items, _sources, _durations) else text
             value = self.read(setting, str(setting.variable), raw)
         elif in_file is not None:
             self.where[setting.name] = where = f"{self.source}: {setting.name}"
@@ -785,7 +789,7 @@ class _Loader:
             if base in moved:
                 self.problems.append(f"{name} is not read: use {moved[base]}")
             elif name.startswith(f"{PREFIX}INBOX__"):
-                self.problems.append(f"{name} is not a setting: inbox can only be set in the file")
+                self.problems.append(f"{name} is not a setting: {PREFIX}INBOX takes the whole list, as JSON")
             else:
                 self.problems.append(f"{name} is not a setting{_did_you_mean(base, known)}")
 
@@ -795,6 +799,7 @@ class _Loader:
         """Sections of the file, with unknown keys noted and left out."""
         file = path or Path(DEFAULT_FILE)
         if path is None and not has_default_file():
+            self.check_near_default_file()
             return {}
         try:
             document = self.parse(file.read_bytes().decode("utf-8-sig"))
@@ -823,6 +828,20 @@ class _Loader:
             elif content is not None:
                 self.problems.append(f"{self.source}: {name} must be a section with keys, not {_shape(content)}")
         return sections
+
+    def check_near_default_file(self) -> None:
+        """Note a file that looks like the one that is read by itself, and is not."""
+        if os.path.islink(DEFAULT_FILE):
+            self.problems.append(f"{DEFAULT_FILE}: is a link to a file that does not exist")
+        try:
+            document = self.parse(Path(NEAR_DEFAULT_FILE).read_bytes().decode("utf-8-sig"))
+        except (OSError, ValueError, _Problem):
+            return  # there is none, or it is something else's
+        if isinstance(document, dict) and {"checkly", "warehouse", "observe"} & document.keys():
+            self.problems.append(
+                f"{NEAR_DEFAULT_FILE} is not read: rename it to {DEFAULT_FILE}, or name it with "
+                f"--config {NEAR_DEFAULT_FILE}"
+            )
 
     def parse(self, text: str) -> object:
         """YAML as mappings, lists, texts and None. Notes keys that stand twice."""

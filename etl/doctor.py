@@ -633,13 +633,11 @@ def _queue(database: Database, settings: Settings) -> Iterator[Finding]:
                 f"account {row['account_id']}: Checkly deletes test sessions that are not exported yet, "
                 f"{warehouse.when_lost(hours)}: run checkly-etl sync, or see what holds them with checkly-etl status"
             )
-    for row in rows:
-        waiting = row["due"] + row["scheduled"] + row["leased"]
-        if waiting and row["account_id"] not in ours:
-            advice.append(
-                f"account {row['account_id']} is not in these settings, and {waiting:,} test sessions wait for it: "
-                "add it, unless another process exports it"
-            )
+    advice += [
+        f"account {row['account_id']} is not in these settings, and {row['due']:,} test sessions have waited for it "
+        f"for {_age(moment - row['oldest_due_at'])}: add it, unless another process exports it"
+        for row in warehouse.unattended(rows, settings.checkly.account_ids, moment)
+    ]
     yield Finding("queue", EXIT_WARNING if advice else EXIT_OK, "; ".join([counts, *advice]))
 
 

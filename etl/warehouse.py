@@ -66,6 +66,7 @@ COUNTERS = (
     "throttled_ms",
 )
 RUN_SILENCE = timedelta(days=1)
+UNATTENDED = timedelta(days=1)
 ERROR_GROUP_MAX_AGE = timedelta(days=1)
 LARGE_PAYLOAD = 4_000_000  # bytes: of these, one is in memory at a time
 RUNS_KEPT = 1000
@@ -747,6 +748,21 @@ def freshness(connection: Connection) -> list[Row]:
     times = dict.fromkeys(("last_success_at", "newest_started_at", "oldest_due_at"), UtcTime())
     query = text("SELECT * FROM v_freshness ORDER BY account_id").columns(account_id=_s.test_session_id.type, **times)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def unattended(rows: Iterable[Row], account_ids: Collection[str], moment: datetime) -> list[Row]:
+    """Return the rows of `freshness` of other accounts than these whose ids have been waiting for a day or more.
+
+    Other processes may export other accounts; what nobody takes for so long is an account taken out of the settings.
+    """
+    return [
+        row
+        for row in rows
+        if row["account_id"] is not None
+        and row["account_id"] not in account_ids
+        and row["oldest_due_at"] is not None
+        and moment - row["oldest_due_at"] > UNATTENDED
+    ]
 
 
 def when_lost(hours_until_loss: float) -> str:

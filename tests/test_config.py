@@ -198,6 +198,53 @@ def test_a_brokers_password_that_is_not_percent_encoded_is_told_with_all_other_m
     assert third.startswith("config.yaml: inbox[1].url must be a URL whose password is percent-encoded (%40 for @, ")
 
 
+INBOX = '[{"file": "ids.txt"}, {"url": "redis://default:hunter2@h:6379/0", "queue": "ids"}]'
+
+
+@pytest.mark.parametrize("text", ["", "inbox: [{file: of-the-file.txt}]"])
+def test_the_inboxes_may_come_from_the_environment(text: str) -> None:
+    """They were ignored there, without a word. A password may stand in the environment."""
+    settings = read(text, CHECKLY_ETL_INBOX=INBOX)
+    file, queue = settings.inbox
+    assert isinstance(file, InboxFile)
+    assert isinstance(queue, InboxQueue)
+    assert (file.file, queue.queue) == (Path("ids.txt"), "ids")
+    assert queue.url.reveal() == "redis://default:hunter2@h:6379/0"
+    assert "hunter2" in settings.secrets
+    assert "hunter2" not in repr(settings)
+    Path("inbox.json").write_text(INBOX)
+    assert read(text, CHECKLY_ETL_INBOX_FILE="inbox.json").inbox == settings.inbox
+    assert len(read(text, CHECKLY_ETL_INBOX="").inbox) == (1 if text else 0), "empty is unset"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("redis://:hunter2@h", "CHECKLY_ETL_INBOX: must be a list such as"),
+        ('{"file": "x"}', "CHECKLY_ETL_INBOX: must be a list such as"),
+        ('["hunter2"]', "CHECKLY_ETL_INBOX[0] must be a mapping with file, url, queue"),
+        ('[{"fiel": "x"}]', "CHECKLY_ETL_INBOX[0].fiel is not a setting; did you mean file?"),
+        ('[{"url": "redis://:hunter2@h:6379/0"}]', "CHECKLY_ETL_INBOX[0] must hold either a file, or a url and its"),
+        ('[{"url": "ftp://u:hunter2@h", "queue": "q"}]', "CHECKLY_ETL_INBOX[0].url must be the URL of a Redis"),
+    ],
+)
+def test_inboxes_of_the_environment_that_are_wrong_are_told_without_a_password(value: str, said: str) -> None:
+    assert said in problems(CHECKLY_ETL_INBOX=value)
+
+
+def test_a_file_that_looks_like_the_settings_and_is_not_read_is_told() -> None:
+    Path("config.yml").write_text("checkly:\n  retention: 30d\n")
+    with pytest.raises(ConfigError, match=r"config\.yml is not read: rename it to config\.yaml, or name it with"):
+        load(None, KEYS)
+    assert load(Path("config.yml"), KEYS).checkly.retention == timedelta(days=30)
+    Path("config.yml").write_text("theme: minimal\nplugins: [search]\n")
+    assert load(None, KEYS), "another program's is no business of ours"
+    Path("config.yml").unlink()
+    Path("config.yaml").symlink_to("gone.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml: is a link to a file that does not exist"):
+        load(None, KEYS)
+
+
 @pytest.mark.parametrize("url", ["redis://:hunter2", "redis://h:port/0", "amqp://[::1/v", "amqp://u:${P}@h:99999/"])
 def test_a_brokers_url_that_is_none_is_refused_without_a_parsers_words(url: str) -> None:
     problem = problems(f"inbox: [{{url: '{url}', queue: q}}]", P="hunter2")
@@ -293,7 +340,7 @@ def test_all_mistakes_come_at_once() -> None:
         ("CHECKLY_ETL_EXPORT__CONCURENCY", "did you mean CHECKLY_ETL_EXPORT__CONCURRENCY?"),
         ("CHECKLY_ETL_WAREHOUSE__URL", "use CHECKLY_ETL_WAREHOUSE_URL"),
         ("CHECKLY_ETL_CHECKLY__API_KEY_FILE", "use CHECKLY_API_KEY"),
-        ("CHECKLY_ETL_INBOX__FILE", "only be set in the file"),
+        ("CHECKLY_ETL_INBOX__FILE", "CHECKLY_ETL_INBOX takes the whole list, as JSON"),
     ],
 )
 def test_an_unknown_variable_is_a_problem(name: str, hint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import select
 import sys
 from collections.abc import Sequence
@@ -143,7 +144,22 @@ def _count(text: str) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see: {self.prog} --help")
+        raise ConfigError(f"{message}{self._did_you_mean(message)}; see: {self.prog} --help")
+
+    def _did_you_mean(self, message: str) -> str:
+        """Name the nearest command or option that there is, for one that there is not."""
+        import difflib
+
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        options = re.search(r"unrecognized arguments: (--[^ =]+)", message)
+        if choice:
+            wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
+        elif options:
+            wrong, known = options[1], re.findall(r"--[a-z][a-z-]*", self.format_help())
+        else:
+            return ""
+        close = difflib.get_close_matches(wrong, known, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """A command knows all of its arguments: argparse would leave it to the program to refuse the others."""
@@ -164,8 +180,12 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--log-format", choices=("text", "json"), default=argparse.SUPPRESS, help="format of the log on stderr"
     )
-    group.add_argument("-q", dest="quiet", action="store_true", default=argparse.SUPPRESS, help="warnings only")
-    group.add_argument("-v", dest="verbose", action="store_true", default=argparse.SUPPRESS, help="say more")
+    group.add_argument(
+        "-q", "--quiet", dest="quiet", action="store_true", default=argparse.SUPPRESS, help="warnings only"
+    )
+    group.add_argument(
+        "-v", "--verbose", dest="verbose", action="store_true", default=argparse.SUPPRESS, help="say more"
+    )
 
     parser = _Parser(
         prog="checkly-etl",
@@ -249,6 +269,7 @@ def make_parser() -> argparse.ArgumentParser:
     report = add("report", "the views in pictures: one HTML file that needs no network")
     report.add_argument(
         "-o",
+        "--output",
         dest="output",
         type=Path,
         default=Path("report.html"),

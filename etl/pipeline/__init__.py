@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,8 +64,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-UNATTENDED = timedelta(days=1)  # for which ids may wait for an account that another process exports
 
 
 def sync(etl: Etl, outcome: Outcome | None = None) -> Outcome:
@@ -332,7 +330,7 @@ def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
         if row["account_id"] in chosen
         or (row["account_id"] is None and etl.settings.checkly.accounts[0].id in chosen)
     ]
-    _tell_of_orphans(etl, freshness, moment)
+    _tell_of_unattended(etl, freshness, moment)
     for account in etl.accounts:
         until = discovered.get(account.id)
         patience = account.retention - timedelta(hours=etl.settings.observe.loss_warning_hours)
@@ -361,21 +359,17 @@ def _warn_of_loss(etl: Etl, outcome: Outcome) -> None:
             )
 
 
-def _tell_of_orphans(etl: Etl, freshness: Iterable[Mapping[str, Any]], moment: datetime) -> None:
+def _tell_of_unattended(etl: Etl, freshness: Iterable[dict[str, Any]], moment: datetime) -> None:
     """Ids that wait for an account that nobody exports any more would wait without a word."""
-    for row in freshness:
-        oldest = row["oldest_due_at"]
-        if row["account_id"] in (None, *etl.settings.checkly.account_ids) or oldest is None:
-            continue
-        if moment - oldest > UNATTENDED:
-            logger.warning(
-                "account %s is not in these settings, and %s test sessions have been waiting for it since %s UTC: "
-                "add it, unless another process exports it",
-                row["account_id"],
-                f"{row['due']:,}",
-                f"{oldest:%Y-%m-%d %H:%M}",
-                extra=runbook("unattended-account"),
-            )
+    for row in warehouse.unattended(freshness, etl.settings.checkly.account_ids, moment):
+        logger.warning(
+            "account %s is not in these settings, and %s test sessions have been waiting for it since %s UTC: "
+            "add it, unless another process exports it",
+            row["account_id"],
+            f"{row['due']:,}",
+            f"{row['oldest_due_at']:%Y-%m-%d %H:%M}",
+            extra=runbook("unattended-account"),
+        )
 
 
 def _register(etl: Etl) -> None:
