@@ -168,6 +168,28 @@ def test_a_text_of_which_nothing_is_taken_is_wrong_usage_and_is_shown(
     assert scalar(database, "SELECT count(*) FROM etl_queue") == 0
 
 
+@pytest.mark.parametrize("command", [("enqueue",), ("sync", "--wait")], ids=" ".join)
+@pytest.mark.parametrize("length", [0, 26], ids=["whole", "where the quote is cut"])
+@pytest.mark.parametrize("taken", [f"{uuid(1)}\n", ""], ids=["beside an id", "alone"])
+def test_a_line_that_is_not_taken_is_quoted_without_a_secret(
+    program: Program, database: Database, tmp_path: Path, command: tuple[str, ...], length: int, taken: str
+) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(f"{taken}GET {uuid(9)} {'x' * length} Authorization: Bearer {KEY}\n" * 2)
+    run = program(*command, str(log))
+    assert "lines are not taken" in run.err
+    kept = str(rows(database, "SELECT error FROM etl_runs"))
+    assert KEY[:8] not in run.out + run.err + kept
+    assert len(kept) < 1_000
+
+
+def test_the_id_column_of_another_table_is_not_taken_for_test_sessions(program: Program, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(f"STATUS  STARTED     NAME  CHECK ID\nPASSED  2026-11-27  home  {uuid(9)}\n")
+    run = program("enqueue", str(log))
+    assert (run.code, run.out) == (2, "0 queued\n"), run.err
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
 def test_stdin_may_be_utf_16(
     program: Program, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
@@ -199,7 +221,7 @@ def test_a_signal_that_interrupts_no_read_ends_the_wait_for_stdin(monkeypatch: p
             monkeypatch.setattr("sys.stdin", stdin)
             thread.start()
             with pytest.raises(Signalled):
-                texts_of(["-"])
+                texts_of(["-"], str)
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)

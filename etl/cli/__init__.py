@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from etl.cli.arguments import Arguments, ids_of, lines_not_taken, make_parser, range_of, texts_of, when
+from etl.cli.arguments import Arguments, ids_of, make_parser, range_of, texts_of, when
 from etl.cli.composition import (
     Signalled,
     Signals,
@@ -102,7 +102,9 @@ def _migrate(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> int:
     from etl import pipeline
 
-    texts, problems = texts_of(arguments.wait or [])
+    if arguments.wait:
+        load_settings(arguments)  # so that its secrets are known when texts are quoted
+    texts, problems = texts_of(arguments.wait or [], arguments.redactor.hide)
     if problems:
         raise ConfigError(problems)
     with open_etl(arguments, max_time=arguments.max_time) as (etl, signalled):
@@ -145,19 +147,19 @@ def _backfill(arguments: Arguments) -> int:
 
 
 def _enqueue(arguments: Arguments) -> int:
-    from etl import pipeline
+    from etl import inbox, pipeline
 
     sources = arguments.ids or ([] if sys.stdin.isatty() else ["-"])
     if not sources:
         raise ConfigError("enqueue needs ids, links or files, or - to read them from stdin")
-    texts, problems = texts_of(sources)
     settings = load_settings(arguments)
+    texts, problems = texts_of(sources, arguments.redactor.hide)
     with open_database(settings) as database:
         enqueued = database.run(lambda c: pipeline.enqueue_texts(c, settings, texts, force=arguments.force))
     queued, refused, not_taken = len(enqueued.ids), enqueued.discarded, enqueued.not_taken
     code = EXIT_USAGE if problems else EXIT_WARNING if refused or not_taken else EXIT_OK
     problems += [f"{id_} was discarded and stays so; queue it all the same with --force" for id_ in refused]
-    problems += lines_not_taken(not_taken) + enqueued.advice
+    problems += inbox.lines_not_taken(not_taken, arguments.redactor.hide) + enqueued.advice
     result = {"queued": queued, "discarded": refused, "lines_not_taken": len(not_taken)}
     return done(arguments, result, [f"{queued} queued"], problems, code)
 
@@ -206,7 +208,7 @@ def _dead(arguments: Arguments) -> int:
     from etl import session_queue
 
     action = arguments.action
-    ids = ids_of(arguments.ids)
+    ids = ids_of(arguments.ids, arguments.redactor.hide)
     if action in ("retry", "discard") and not ids and not arguments.all:
         raise ConfigError(f"dead {action} needs ids, or --all")
     if action in ("retry", "discard") and ids and arguments.all:
@@ -273,7 +275,7 @@ def _prune(arguments: Arguments) -> int:
 def _forget(arguments: Arguments) -> int:
     from etl import rollups, session_queue, upkeep
 
-    ids = ids_of(arguments.ids)
+    ids = ids_of(arguments.ids, arguments.redactor.hide)
     settings = load_settings(arguments)
 
     def work(connection: Connection, id_: str) -> upkeep.Forgotten:

@@ -7,7 +7,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,8 +18,11 @@ from etl.errors import ConfigError
 Arguments = argparse.Namespace
 
 
-def texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts of ids, links and files (`-`: stdin) that hold an id, and what is wrong with the others."""
+def texts_of(sources: Sequence[str], hide: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """The texts of ids, links and files (`-`: stdin) that hold an id, and what is wrong with the others.
+
+    `hide` takes secrets out of what is quoted.
+    """
     from etl import inbox
 
     texts: list[str] = []
@@ -34,23 +37,12 @@ def texts_of(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         if found.ids:
             texts.append(text)
             continue
-        shown = "stdin" if source == "-" else repr(source[:100])
+        shown = "stdin" if source == "-" else repr(hide(source)[:100])
         problem = f"{shown} holds no test session id" + ("" if source == "-" else " (nor is it a file that does)")
-        problems.append(problem if text == source else "; ".join([problem, *lines_not_taken(found.not_taken)]))
+        not_taken = [] if text == source else inbox.lines_not_taken(found.not_taken, hide)
+        problems.append("; ".join([problem, *not_taken]))
         problems += found.advice
     return texts, problems
-
-
-def lines_not_taken(lines: Sequence[str]) -> list[str]:
-    """What to say of the lines of a text that name an id among other words."""
-    if not lines:
-        return []
-    shown = ", ".join(repr(line[:100]) for line in lines[:3]) + (", …" if len(lines) > 3 else "")
-    count = "1 line is" if len(lines) == 1 else f"{len(lines)} lines are"
-    return [
-        f"{count} not taken, because a line counts only if it holds nothing but ids, or says that an id is a test "
-        f"session's (a link, 'Test session ID: …'): {shown}"
-    ]
 
 
 def _stdin() -> bytes:
@@ -63,7 +55,7 @@ def _stdin() -> bytes:
     return b"".join(parts)
 
 
-def ids_of(arguments: Sequence[str]) -> list[str]:
+def ids_of(arguments: Sequence[str], hide: Callable[[str], str]) -> list[str]:
     from etl import inbox
 
     ids: list[str] = []
@@ -72,7 +64,7 @@ def ids_of(arguments: Sequence[str]) -> list[str]:
         found = inbox.find_ids(argument)
         ids += found
         if not found:
-            problems.append(f"{argument[:100]!r} is no test session id")
+            problems.append(f"{hide(argument)[:100]!r} is no test session id")
     if problems:
         raise ConfigError(problems)
     return ids

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from etl.config import InboxFile, InboxQueue
 from etl.inbox.source import Batch, Message, Source
-from etl.inbox.text import Found, decode, find, find_accounts, find_ids, read_argument
+from etl.inbox.text import Found, decode, find, find_accounts, find_ids, lines_not_taken, read_argument
 
 __all__ = [
     "Batch",
@@ -25,6 +25,7 @@ __all__ = [
     "find",
     "find_accounts",
     "find_ids",
+    "lines_not_taken",
     "name_of",
     "open_source",
     "read_argument",

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ _TRUNCATED = re.compile(r"(?<![0-9a-z-])[0-9a-f]{8}(?:-[0-9a-f]{0,12}){1,4}(?:�
 
 # Columns of `checkly test-sessions list`, as a table for people and in Markdown (CLI 9.5).
 _CELL_BORDER = re.compile(r"(?<!\\)\|")
-_TABLE_HEADER = re.compile(r"STATUS +STARTED .* ID", re.ASCII)
+_TABLE_HEADER = re.compile(r"STATUS +STARTED .*(?:CANCELLED| ) ID", re.ASCII)
 _TABLE_COLUMNS = frozenset({"id", "status", "started", "provider"})
 
 # What the entries of `checkly test-sessions list` have, and checks, results or error groups do not all have.
@@ -105,6 +105,21 @@ def find(text: str) -> Found:
 def find_ids(text: str) -> tuple[str, ...]:
     """Return the test session ids in a piece of text: see `find`."""
     return find(text).ids
+
+
+def lines_not_taken(lines: Sequence[str], hide: Callable[[str], str]) -> list[str]:
+    """What to say of the lines of a text that name an id among other words; nothing of no lines.
+
+    `hide` takes secrets out of what is quoted: what CI sends by mistake may be the key itself.
+    """
+    if not lines:
+        return []
+    shown = ", ".join(repr(hide(line)[:100]) for line in lines[:3]) + (", …" if len(lines) > 3 else "")
+    count = "1 line is" if len(lines) == 1 else f"{len(lines)} lines are"
+    return [
+        f"{count} not taken, because a line counts only if it holds nothing but ids, or says that an id is a test "
+        f"session's (a link, 'Test session ID: …'): {shown}"
+    ]
 
 
 def _lines_not_taken(text: str, taken: frozenset[str]) -> Iterator[str]:

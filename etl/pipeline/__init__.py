@@ -37,6 +37,7 @@ from etl.errors import (
     WarehouseUnavailable,
     runbook,
 )
+from etl.inbox import lines_not_taken
 from etl.pipeline.details import fetch_result_details
 from etl.pipeline.discovery import discover, list_range, listed_entries
 from etl.pipeline.drain import drain
@@ -45,6 +46,7 @@ from etl.pipeline.intake import Enqueued, enqueue_texts, take_in
 from etl.pipeline.replay import replay_payloads
 from etl.pipeline.run import AccountRun, Etl, InboxCount, Outcome, Progress, SharedProgress, Silent, client_of
 from etl.pipeline.waiting import export_until_final, tell_what_became
+from etl.redaction import Redactor
 
 __all__ = [
     "Enqueued",
@@ -107,8 +109,9 @@ def sync_until_final(etl: Etl, texts: Sequence[str]) -> Outcome:
             run.outcome.warn(
                 f"test session {id_} was discarded; to export it all the same: enqueue --force", "dead-letter"
             )
-        for line in enqueued.not_taken:
-            run.outcome.warn(f"this line is not taken, it holds more than ids: {line[:100]!r}", "inbox-reject")
+        hide = Redactor(etl.settings.secrets).hide
+        for told in [*lines_not_taken(enqueued.not_taken, hide), *enqueued.advice]:
+            run.outcome.warn(told, "inbox-reject")
         export = partial(export_until_final, ids=enqueued.ids)
         run.each_account(export, again=export, only=enqueued.ids)
         _refresh_rollups(etl)
