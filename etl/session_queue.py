@@ -25,6 +25,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    null,
     or_,
     select,
     text,
@@ -244,8 +245,19 @@ def _make_due(connection: Connection, ids: Sequence[str], moment: datetime, valu
         return
     due = {"state": QUEUED, "available_at": moment, "attempts": 0, **_UNCLAIMED, **values}
     # What is revived has not been waiting since it was first queued: a RUNNING one is read until it is final.
-    anew = case((_q.state.in_((DEAD, DISCARDED)), literal(moment, _q.enqueued_at.type)), else_=_q.enqueued_at)
-    connection.execute(update(etl_queue).where(_ids(connection, ids)).values({**due, "enqueued_at": anew}))
+    is_revived = _q.state.in_((DEAD, DISCARDED))
+    anew = case((is_revived, literal(moment, _q.enqueued_at.type)), else_=_q.enqueued_at)
+    due = {**_asked_of_nobody(is_revived), "enqueued_at": anew, **due}
+    connection.execute(update(etl_queue).where(_ids(connection, ids)).values(due))
+
+
+def _asked_of_nobody(is_meant: ColumnElement[bool]) -> dict[str, Any]:
+    """Ids that named no account begin with the default one again: what it did not have, it may have by now."""
+    is_bare = is_meant & _q.asked_accounts.is_not(None)
+    return {
+        "account_id": case((is_bare, null()), else_=_q.account_id),
+        "asked_accounts": case((is_bare, ""), else_=_q.asked_accounts),
+    }
 
 
 # --- claims -------------------------------------------------------------------------------------------------
@@ -514,9 +526,8 @@ def dead_letters(
 def revive(connection: Connection, ids: Collection[str] | None = None) -> int:
     """Queue dead letters again, as if they were new; all of them without `ids`. Returns how many."""
     moment = now(connection)
-    return _leave_dead(
-        connection, ids, {"state": QUEUED, "attempts": 0, "available_at": moment, "enqueued_at": moment}
-    )
+    anew = {"state": QUEUED, "attempts": 0, "available_at": moment, "enqueued_at": moment}
+    return _leave_dead(connection, ids, {**_asked_of_nobody(_q.state == DEAD), **anew})
 
 
 def discard(connection: Connection, ids: Collection[str] | None = None) -> int:

@@ -221,7 +221,7 @@ class _Run:
         """
         chosen = self.etl.accounts
         self._side_by_side(chosen, export, only)
-        while (to := self._take_offered()) and not self.etl.stop.is_set():
+        while (to := self._take_offered() - self.outcome.refused) and not self.etl.stop.is_set():
             self._side_by_side([account for account in chosen if account.id in to], again, only)
 
     def _take_offered(self) -> set[str]:
@@ -265,10 +265,13 @@ class _Run:
             except Interrupted:
                 return
             except (FatalError, RateLimited) as error:
+                outcome.refused.add(account.id)
                 run.fail(str(error), error.section)
             finally:
                 run.count_calls()
-        if only is None and not run.has_failed and not etl.stop.is_set():
+        if run.has_failed:
+            outcome.failed.add(account.id)
+        if only is None and account.id not in outcome.failed and not etl.stop.is_set():
             etl.database.run(partial(accounts.succeeded, account_id=account.id))
 
 

@@ -140,6 +140,7 @@ class _Drain:
                     self._land(BATCH_SECONDS if self._brought else 1)
                 elif self._large:
                     self._run.stop.wait(BATCH_SECONDS)  # another account has a large document in hand
+                    progressed = True  # it will end: what waits for it is not given back, and fetched once more
                 else:
                     self._recorder.settle()
                     if self._is_dry:

@@ -365,12 +365,16 @@ class Recorder:
 
 
 def next_account(run: AccountRun, claim: Claim) -> str | None:
-    """The account to ask next for an id that named none; None when all were asked, or it named one."""
+    """The account to ask next for an id that named none; None when all were asked, or it named one.
+
+    Those that were refused in this run come last: they would hold it up.
+    """
     if claim.asked_accounts is None:
         return None
     asked = claim.asked_with(run.account.id)
     configured = run.etl.settings.checkly.accounts
-    return next((account.id for account in configured if account.id not in asked), None)
+    left = [account.id for account in configured if account.id not in asked]
+    return min(left, key=lambda id_: id_ in run.outcome.refused, default=None)
 
 
 def _failure(item: Failed) -> Failure:

@@ -172,6 +172,8 @@ class Outcome:
     waited: list[dict[str, Any]] = field(default_factory=list)  # of `sync --wait`
     undiscovered: set[str] = field(default_factory=set)
     offered_to: set[str] = field(default_factory=set)  # accounts that got ids which another one does not have
+    failed: set[str] = field(default_factory=set)  # accounts of which something failed
+    refused: set[str] = field(default_factory=set)  # accounts whose work ended early: their key, or a long pause
     is_interrupted: bool = False
     is_out_of_time: bool = False
     bug: BaseException | None = None

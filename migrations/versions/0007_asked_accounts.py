@@ -26,6 +26,8 @@ def upgrade() -> None:
             "none yet).",
         ),
     )
+    # Ids that wait and named no account are offered to all, as those queued from now on.
+    op.execute("UPDATE etl_queue SET asked_accounts = '' WHERE account_id IS NULL")
 
 
 def downgrade() -> None:

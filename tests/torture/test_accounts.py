@@ -211,7 +211,7 @@ def test_a_budget_that_is_spent_holds_up_its_own_account_only(
         connection.execute(text("UPDATE etl_accounts SET name = name"))
     others = _config(config_file.with_name("others.yaml"), ids=(SECOND, THIRD))
     assert some.run("sync", "--config", str(others)).process.returncode == 0, some.started[-1].err
-    assert first_only.wait() == 0, first_only.err
+    assert first_only.wait() == 1, f"its list was never read, which is near loss: {first_only.err}"
     exported = _exported(database)
     assert exported[FIRST] == set()
     assert exported[SECOND] == _visible(worlds[SECOND])
@@ -629,3 +629,52 @@ def test_a_pause_of_one_account_is_waited_for_by_its_own_calls_only(
     assert _exported(database)[SECOND] == _visible(worlds[SECOND])
     assert waiting.wait() == 0
     assert _exported(database) == {id_: _visible(world) for id_, world in worlds.items()}
+
+
+@pytest.mark.parametrize("revive", [("enqueue",), ("enqueue", "--force"), ("dead", "retry")], ids=" ".join)
+def test_an_id_that_died_everywhere_begins_with_the_default_account_when_it_is_revived(
+    some: Workers,
+    config_file: Path,
+    company: Company,
+    worlds: dict[str, World],
+    database: Database,
+    revive: tuple[str, ...],
+) -> None:
+    """It was queued before Checkly showed it, say."""
+    (late,) = sorted(_visible(worlds[FIRST]))[:1]
+    company[FIRST].add_fault(match=late, kind="status", status=404)
+    env: dict[str, Any] = {"CHECKLY_ETL_EXPORT__DISCOVER": "false"}
+    assert some.run("enqueue", "--config", str(config_file), late).process.returncode == 0
+    assert some.run("sync", "--config", str(config_file), **env).process.returncode == 1
+    assert scalar(database, "SELECT state FROM etl_queue") == "dead"
+    company[FIRST].clear_faults()
+    command, *options = revive
+    worker = some.run(command, *options, "--config", str(config_file), late)
+    assert worker.process.returncode == 0, worker.err
+    worker = some.run("sync", "--config", str(config_file), **env)
+    assert worker.process.returncode == 0, worker.err
+    assert _exported(database)[FIRST] == {late}
+
+
+def test_an_id_that_was_offered_does_not_hide_that_a_list_could_not_be_read(
+    some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    company[SECOND].add_fault(match=r"^/v1/test-sessions\?", kind="status", status=500)
+    (of_second,) = sorted(_visible(worlds[SECOND]))[:1]
+    assert some.run("enqueue", "--config", str(config_file), of_second).process.returncode == 0
+    assert some.run("sync", "--config", str(config_file)).process.returncode == 3
+    assert of_second in _exported(database)[SECOND]
+    assert str(scalar(database, "SELECT account_id FROM etl_accounts WHERE last_success_at IS NULL")) == SECOND
+
+
+def test_an_account_that_is_refused_is_offered_ids_after_the_others(
+    some: Workers, config_file: Path, company: Company, worlds: dict[str, World], database: Database
+) -> None:
+    """And is told of once, not for each time that an id was offered."""
+    company[FIRST].add_fault(match="/v1/", kind="delay", seconds=0.5)  # it offers when the second one has ended
+    (of_third,) = sorted(_visible(worlds[THIRD]))[:1]
+    assert some.run("enqueue", "--config", str(config_file), of_third).process.returncode == 0
+    worker = some.run("sync", "--config", str(config_file), KEY_TWO="cu_wrong")
+    assert worker.process.returncode == 3, worker.err
+    assert of_third in _exported(database)[THIRD]
+    assert str(scalar(database, "SELECT error FROM etl_runs")).count("refuses the key") == 1
