@@ -52,9 +52,6 @@ class _Execution:
         return _start(self.rows[0]), location is not None, location or ""
 
 
-_Start = tuple[_Place, int, _Execution]
-
-
 def normalize_executions(results: Sequence[ResultRow], test_session: Mapping[str, Any]) -> list[ExecutionRow]:
     """Return the executions of result rows, and set each row's `execution_no`.
 
@@ -149,42 +146,36 @@ def _with_retries_elsewhere(executions: list[_Execution]) -> list[_Execution]:
     That is the earliest one of another location that begins when they have ended. Those that end last come first,
     so that attempts in three locations become one chain.
     """
-    waiting = [
-        (execution.rows[-1].stopped_at or _start(execution.rows[-1]), execution)
-        for execution in executions
-        if all(row.result_type == "ATTEMPT" and row.started_at is not None for row in execution.rows)
-    ]
-    waiting.sort(key=lambda item: (item[0], item[1].place), reverse=True)
-    # Ordered by start. The number makes entries different, so that executions are never compared.
+    # Numbers are indexes of `executions`. At most one execution of each location waits, so no two are equal here.
+    waiting = sorted(
+        (
+            (execution.rows[-1].stopped_at or _start(execution.rows[-1]), execution.place, number)
+            for number, execution in enumerate(executions)
+            if all(row.result_type == "ATTEMPT" and row.started_at is not None for row in execution.rows)
+        ),
+        reverse=True,
+    )
     starts = sorted(
-        (execution.place, number, execution)
+        (execution.place, number)
         for number, execution in enumerate(executions)
         if execution.rows[0].started_at is not None
     )
-    numbers = {id(execution): number for number, execution in enumerate(executions)}
     gone: set[int] = set()
-    for end, execution in waiting:
-        at = bisect_left(starts, (end, False, ""), key=_place)
+    for end, _, number in waiting:
+        execution = executions[number]
+        at = bisect_left(starts, ((end, False, ""), -1))
         location = execution.shown.run_location
-        while at < len(starts) and starts[at][2].shown.run_location == location:
+        while at < len(starts) and executions[starts[at][1]].shown.run_location == location:
             at += 1
         if at == len(starts):
             continue
-        _, number, target = starts.pop(at)
-        own = numbers[id(execution)]
-        del starts[bisect_left(starts, (execution.place, own), key=_place_and_number)]
-        gone.add(own)
+        _, next_number = starts.pop(at)
+        del starts[bisect_left(starts, (execution.place, number))]
+        gone.add(number)
+        target = executions[next_number]
         target.rows = execution.rows + target.rows
-        insort(starts, (target.place, number, target), key=_place_and_number)
+        insort(starts, (target.place, next_number))
     return [execution for number, execution in enumerate(executions) if number not in gone]
-
-
-def _place(start: _Start) -> _Place:
-    return start[0]
-
-
-def _place_and_number(start: _Start) -> tuple[_Place, int]:
-    return start[0], start[1]
 
 
 # --- twins ------------------------------------------------------------------------------------------------------
