@@ -436,16 +436,19 @@ def defer(connection: Connection, available_at: Mapping[str, datetime], *, sourc
     _set_each(connection, values, [{"id_": id_, "available_at": at} for id_, at in available_at.items()])
 
 
-def offer(connection: Connection, claims: Iterable[Claim], *, asked: str, to: Mapping[str, str]) -> None:
-    """Hand ids that named no account, and that the account `asked` does not have, to those that `to` says by id."""
+def offer(connection: Connection, offered: Iterable[tuple[Claim, str]], *, asked: str) -> None:
+    """Hand each claim to the account that stands with it.
+
+    These ids named no account, and the account `asked` does not have them.
+    """
     values = {"state": QUEUED, "attempts": 0, "available_at": now(connection), **_UNCLAIMED}
     rows = [
         {
             "id_": claim.test_session_id,
-            "account_id": to[claim.test_session_id],
+            "account_id": to,
             "asked_accounts": ",".join(claim.asked_with(asked)),
         }
-        for claim in claims
+        for claim, to in offered
     ]
     _set_each(connection, values, rows)
 

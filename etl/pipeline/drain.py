@@ -36,7 +36,7 @@ from etl.errors import (
     runbook,
 )
 from etl.pipeline.blame import Suspects, note_bug
-from etl.pipeline.recording import AT_ONCE, Batch, Failed, Fetched, Recorder, Work, next_account
+from etl.pipeline.recording import AT_ONCE, Batch, Failed, Fetched, Recorder, Work
 from etl.pipeline.run import AccountRun
 from etl.session_queue import Claim
 
@@ -132,10 +132,7 @@ class _Drain:
                     if not self._waiting:
                         claimed_at = time.monotonic()
                     self._begin_to_claim()
-                while self._waiting and len(self._flying) < 2 * self._export.concurrency:
-                    self._submit(pool, self._waiting.popleft())
-                if self._large and self._alone is None and self._run.etl.large.acquire(blocking=False):
-                    self._alone = self._submit(pool, self._large.popleft(), alone=True)
+                self._begin_to_fetch(pool)
                 if self._flying or self._claiming is not None:
                     self._land(BATCH_SECONDS if self._brought else 1)
                 elif self._large:
@@ -208,6 +205,13 @@ class _Drain:
             or not (self._flying or self._waiting or self._claiming)
             or time.monotonic() - tally.since >= BATCH_SECONDS
         )
+
+    def _begin_to_fetch(self, pool: ThreadPoolExecutor) -> None:
+        """Fetch as many as there is room for, and one large document if no account has another one in hand."""
+        while self._waiting and len(self._flying) < 2 * self._export.concurrency:
+            self._submit(pool, self._waiting.popleft())
+        if self._large and self._alone is None and self._run.etl.large.acquire(blocking=False):
+            self._alone = self._submit(pool, self._large.popleft(), alone=True)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Work, *, alone: bool = False) -> Future[_Brought]:
         future = pool.submit(self._fetch, work, alone)
@@ -317,13 +321,13 @@ class _Drain:
             case TestSessionNotFound() if item.work.held is not None:
                 self._answered(batch)
                 batch.gone.append(claim)
-            case TestSessionNotFound() if next_account(self._run, claim) is not None:
+            case TestSessionNotFound() if (to := self._next_account(claim)) is not None:
                 self._answered(batch)
-                batch.offered.append(claim)
+                batch.offered.append((claim, to))
             case TestSessionNotFound() if len(asked := claim.asked_with(self._run.account.id)) > 1:
                 self._answered(batch)
-                told = TestSessionNotFound(f"{result.error}; asked were the accounts {', '.join(asked)}")
-                batch.unusable.append(replace(result, error=told))
+                error = TestSessionNotFound(f"{result.error}; asked were the accounts {', '.join(asked)}")
+                batch.unusable.append(replace(result, error=error))
             case UnusableSession():
                 self._answered(batch)
                 batch.unusable.append(result)
@@ -361,6 +365,17 @@ class _Drain:
         summary = work.summary.sha256 if work.summary else held["summary_sha256"]
         is_same = (held["payload_sha256"], held["summary_sha256"]) == (document.sha256, summary)
         return held if is_same else None
+
+    def _next_account(self, claim: Claim) -> str | None:
+        """Return the account to ask next for an id that named none; None when all were asked, or it named one.
+
+        Those that were refused in this run come last: they would hold it up.
+        """
+        if claim.asked_accounts is None:
+            return None
+        asked = claim.asked_with(self._run.account.id)
+        left = [account.id for account in self._run.etl.settings.checkly.accounts if account.id not in asked]
+        return min(left, key=lambda id_: id_ in self._run.outcome.refused, default=None)
 
     def _answered(self, batch: Batch) -> None:
         _blame(self._suspects.answered(), batch)

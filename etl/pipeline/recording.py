@@ -89,7 +89,7 @@ class Batch:
 
     fetched: list[Fetched] = field(default_factory=list)
     gone: list[Claim] = field(default_factory=list)  # 404, and we hold it
-    offered: list[Claim] = field(default_factory=list)  # 404, and another account may have it
+    offered: list[tuple[Claim, str]] = field(default_factory=list)  # 404, and the account to ask next
     blamed: list[Failed] = field(default_factory=list)  # counted as an attempt
     unusable: list[Failed] = field(default_factory=list)  # dead at once
     released: list[Claim] = field(default_factory=list)  # unblamed
@@ -99,7 +99,8 @@ class Batch:
     def claims(self) -> list[Claim]:
         """All of them."""
         of_work = [item.claim for items in (self.fetched, self.blamed, self.unusable) for item in items]
-        return [*of_work, *self.gone, *self.offered, *self.released, *self.suspected]
+        offered = [claim for claim, _ in self.offered]
+        return [*of_work, *self.gone, *offered, *self.released, *self.suspected]
 
     def __len__(self) -> int:
         return len(self.claims)
@@ -265,12 +266,11 @@ class Recorder:
         session_queue.defer(connection, settling, source=session_queue.SETTLE)
 
     def _offer(self, connection: Connection, batch: Batch, ours: set[str]) -> None:
-        """An id that named no account goes to the next account of the settings."""
-        offered = [claim for claim in batch.offered if claim.test_session_id in ours]
-        to = {claim.test_session_id: next_account(self._run, claim) or self._run.account.id for claim in offered}
-        session_queue.offer(connection, offered, asked=self._run.account.id, to=to)
+        """Hand ids that named no account to the account that is to be asked next."""
+        offered = [(claim, to) for claim, to in batch.offered if claim.test_session_id in ours]
+        session_queue.offer(connection, offered, asked=self._run.account.id)
         with self._run.outcome.lock:
-            self._run.outcome.offered_to.update(to.values())
+            self._run.outcome.offered_to.update(to for _, to in offered)
 
     def _blame(
         self, connection: Connection, batch: Batch, ours: set[str], moment: datetime
@@ -362,19 +362,6 @@ class Recorder:
     def _rows_to_save(self, item: Fetched) -> TestSessionRows:
         is_whole = item.results is not None and len(item.detail.body) <= LARGE_BODY
         return item.rows if is_whole else item.work.rows(item.detail, self._run.account.id)
-
-
-def next_account(run: AccountRun, claim: Claim) -> str | None:
-    """The account to ask next for an id that named none; None when all were asked, or it named one.
-
-    Those that were refused in this run come last: they would hold it up.
-    """
-    if claim.asked_accounts is None:
-        return None
-    asked = claim.asked_with(run.account.id)
-    configured = run.etl.settings.checkly.accounts
-    left = [account.id for account in configured if account.id not in asked]
-    return min(left, key=lambda id_: id_ in run.outcome.refused, default=None)
 
 
 def _failure(item: Failed) -> Failure:
