@@ -19,7 +19,7 @@ from etl.normalize.error_groups import normalize_error_group
 from etl.normalize.executions import FAILED_STATUSES, history_key, normalize_executions, results_in_doubt
 from etl.normalize.result_details import normalize_result_detail, reduced_result
 from etl.normalize.rows import ErrorGroupRows, ExecutionRow, ResultDetailRows, ResultRow, TestSessionRows
-from etl.normalize.test_sessions import document_id, entry_key, normalize_test_session, unchanged
+from etl.normalize.test_sessions import entry_key, normalize_test_session, unchanged
 
 __all__ = [
     "FAILED_STATUSES",
@@ -29,7 +29,6 @@ __all__ = [
     "ResultDetailRows",
     "ResultRow",
     "TestSessionRows",
-    "document_id",
     "entry_key",
     "history_key",
     "normalize_error_group",

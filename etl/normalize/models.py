@@ -183,9 +183,3 @@ class EntryKey(msgspec.Struct):
     id: str
     account_id: msgspec.Raw = msgspec.field(default=NULL, name="accountId")
     created_at: msgspec.Raw = NULL
-
-
-class DetailKey(msgspec.Struct, rename="camel"):
-    """The id of a detail document, whatever else is wrong with it."""
-
-    test_session_id: str

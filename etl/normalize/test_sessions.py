@@ -18,7 +18,7 @@ from etl.documents import TEST_SESSION, TEST_SESSION_SUMMARY, Document, check_id
 from etl.errors import PayloadError
 from etl.normalize.drift import Drift
 from etl.normalize.executions import normalize_executions
-from etl.normalize.models import Detail, DetailKey, EntryKey, GitHub, Metadata, Result, Summary
+from etl.normalize.models import Detail, EntryKey, GitHub, Metadata, Result, Summary
 from etl.normalize.rows import ResultRow, Row, TestSessionRows
 from etl.normalize.values import (
     decode,
@@ -127,14 +127,6 @@ def entry_key(entry: Document) -> tuple[str, datetime | None, str | None]:
     except PayloadError:
         account_id = None
     return our_id(key.id, "$.id"), created_at, account_id
-
-
-def document_id(detail: Document) -> str | None:
-    """Return the id that a detail document bears, whatever else is wrong with it; None if it bears none."""
-    try:
-        return our_id(documents.decode(detail, DetailKey).test_session_id, "$.testSessionId")
-    except PayloadError:
-        return None
 
 
 def _listed(

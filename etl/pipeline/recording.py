@@ -302,12 +302,13 @@ class Recorder:
             yield Payload(TEST_SESSION_SUMMARY, id_, self._run.account.id, id_, claim.summary)
 
     def _rescued(self, item: Failed, ours: set[str]) -> Iterable[Payload]:
-        """The document of a dead letter: a later release may read it when Checkly has deleted it (`replay`)."""
+        """The document of a dead letter: a later release may read it when Checkly has deleted it (`replay`).
+
+        The client takes no document of another session.
+        """
         id_ = item.claim.test_session_id
         if item.detail is None or id_ not in ours or item.work.held is not None:
             return ()
-        if normalize.document_id(item.detail) != id_:
-            return ()  # another session's document is never stored
         return self._payloads(item.claim, item.detail)
 
     def _read_again_at(self, item: Fetched, moment: datetime) -> datetime | None:
