@@ -265,12 +265,11 @@ class _Run:
             except Interrupted:
                 return
             except (FatalError, RateLimited) as error:
-                outcome.refused.add(account.id)
+                with outcome.lock:
+                    outcome.refused.add(account.id)
                 run.fail(str(error), error.section)
             finally:
                 run.count_calls()
-        if run.has_failed:
-            outcome.failed.add(account.id)
         if only is None and account.id not in outcome.failed and not etl.stop.is_set():
             etl.database.run(partial(accounts.succeeded, account_id=account.id))
 

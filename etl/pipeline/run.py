@@ -291,7 +291,6 @@ class AccountRun:
     outcome: Outcome
     progress: Progress
     failures_in_a_row: int = 0  # of the API, with no answer between
-    has_failed: bool = False  # this account's part of the run
 
     @property
     def database(self) -> Database:
@@ -324,7 +323,8 @@ class AccountRun:
 
     def fail(self, message: str, section: str) -> None:
         """Exit 3."""
-        self.has_failed = True
+        with self.outcome.lock:
+            self.outcome.failed.add(self.account.id)
         self.outcome.fail(self._of_account(message), section)
 
     def count_calls(self) -> None:
