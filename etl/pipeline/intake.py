@@ -105,7 +105,7 @@ def take_in(etl: Etl, outcome: Outcome) -> None:
             plural = "s" * (count.rejected > 1)
             outcome.warn(
                 f"inbox {name}: {count.rejected} message{plural} without a test session id, kept in "
-                "etl_inbox_rejects; " + "".join(f"{advice}; " for advice in count.advice) + "see: checkly-etl status",
+                + "; ".join(["etl_inbox_rejects", *count.advice, "see: checkly-etl status"]),
                 "inbox-reject",
             )
 
