@@ -319,16 +319,15 @@ class Client:
             with self._lock:
                 self.calls.requests += 1
                 self.calls.retries += is_repeated
-            failed = self._try(path, what, read, may_be_large, tried)
-            if isinstance(failed, _Read):
-                return failed.value
-            if failed is None:
+            became = self._try(path, what, read, may_be_large, tried)
+            if isinstance(became, _Read):
+                return became.value
+            if became is None:
                 continue
-            wait = tried.wait_after(failed)
+            wait = tried.wait_after(became)
             if wait is None:
-                raise tried.given_up(failed) from None
-            reason = failed.reason if isinstance(failed, Failed) else failed
-            logger.debug("%s: %s; try %d begins in %.1f s", what, reason, tried.failures + 1, wait)
+                raise tried.given_up(became) from None
+            logger.debug("%s: %s; try %d begins in %.1f s", what, became, tried.failures + 1, wait)
             if self._stop.wait(wait):
                 raise Interrupted(f"{what}: stopped while waiting to try again") from None
 

@@ -99,14 +99,14 @@ class Tries:
     def wait_after(self, failed: Failed | PayloadError) -> float | None:
         """Return the seconds to wait before the next try; None if there is none."""
         self.failures += 1
-        is_call = isinstance(failed, Failed)
-        self.has_failed_otherwise |= is_call
-        asked = failed.retry_after if isinstance(failed, Failed) else None
-        wait = asked or FIRST_BACKOFF * 2 ** (self.failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
+        wait = FIRST_BACKOFF * 2 ** (self.failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
+        may_help = True
+        if isinstance(failed, Failed):
+            self.has_failed_otherwise = True
+            wait = failed.retry_after or wait
+            may_help = failed.is_passing
         is_over = self.failures >= self.most or time.monotonic() + wait - (self.began or 0) > self.timeout
-        if is_over or wait > LONGEST_RETRY_AFTER or (isinstance(failed, Failed) and not failed.is_passing):
-            return None
-        return wait
+        return wait if may_help and not is_over and wait <= LONGEST_RETRY_AFTER else None
 
     def given_up(self, failed: Failed | PayloadError) -> EtlError:
         """Return what to raise when there is no further try."""
