@@ -18,8 +18,10 @@
     ROLLUP_LOCK()         number of the lock that a refresh of the rollups takes for itself, and writers share
     TOUCH_LOCK()          number of the lock that a writer takes who changes shared rows of the rollups
 
-Arguments may hold parentheses and words. Comments and strings stay as they are. A word that is none of these, and no
-function or keyword of SQL that the views use, is an error: unreplaced, it would fail when somebody reads the view.
+Arguments may hold parentheses and words; one with an operator needs parentheses of its own, because words put
+operators next to their arguments. Comments and strings stay as they are. A name in capitals before a parenthesis that
+is neither a word nor a function or keyword that the views use is an error: it would fail only when somebody reads the
+view.
 """
 
 from __future__ import annotations
