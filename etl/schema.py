@@ -80,8 +80,8 @@ def migrate(database: Database) -> bool:
             if _is_whole(connection):
                 return False  # another process did it while we waited
             command.upgrade(config, "head")
-            if not _is_whole(connection):
-                raise AssertionError(f"the migration left no whole schema: {', '.join(_missing(connection))}")
+            if differences := _differences(connection):
+                raise AssertionError(f"the migration left no whole schema: {', '.join(differences)}")
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -110,9 +110,17 @@ def _reason(error: DBAPIError) -> str:
 
 
 def _is_whole(connection: Connection) -> bool:
-    """Current, and no view was dropped by hand. (check_current, asked in every pass, does without.)"""
-    views = view_texts().keys()
-    return _state(connection) == _wanted(connection) and views <= set(inspect(connection).get_view_names())
+    return not _differences(connection)
+
+
+def _differences(connection: Connection) -> list[str]:
+    """Return which of the revision, the triggers and the views are missing, or differ from this program's.
+
+    That includes views that were dropped by hand. (`check_current` runs in every pass and does not look for them.)
+    """
+    state, wanted = _state(connection), _wanted(connection)
+    existing = set(inspect(connection).get_view_names())
+    return sorted(dict(state.items() ^ wanted.items()).keys() | (view_texts().keys() - existing))
 
 
 def lock(connection: Connection) -> None:
@@ -121,14 +129,6 @@ def lock(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '5min'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         connection.exec_driver_sql("SET LOCAL lock_timeout = '4s'")
-
-
-def _missing(connection: Connection) -> list[str]:
-    """The revision, triggers and views that are not there, or not as this program has them."""
-    state, wanted = _state(connection), _wanted(connection)
-    existing = set(inspect(connection).get_view_names())
-    differing = {name for name, digest in wanted.items() if state.get(name) != digest}
-    return sorted(differing | (view_texts().keys() - existing))
 
 
 def _create_schema(connection: Connection, name: str) -> None:
