@@ -135,9 +135,9 @@ def _ids_in_tables(text: str) -> Iterator[tuple[int, str]]:
     """Position and id of each whole id in the ID column of a table that `checkly test-sessions list` printed."""
     at, column, is_plain = 0, None, False
     for line in text.splitlines(keepends=True):
-        cells = [cell.strip().lower() for cell in _CELL_BORDER.split(line.strip().strip("|"))]
         if line.lstrip().startswith("|"):
-            if cells and set(cells) >= _TABLE_COLUMNS:
+            cells = [cell.strip().lower() for cell in _CELL_BORDER.split(line.strip().strip("|"))]
+            if set(cells) >= _TABLE_COLUMNS:
                 column = cells.index("id")
             elif column is not None and column < len(cells) and _BARE.fullmatch(cells[column]):
                 yield at + line.lower().rindex(cells[column]), cells[column]
