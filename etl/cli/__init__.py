@@ -102,12 +102,11 @@ def _migrate(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> int:
     from etl import pipeline
 
-    if arguments.wait:
-        load_settings(arguments)  # so that its secrets are known when texts are quoted
+    settings = load_settings(arguments)  # first: its secrets must be known when texts are quoted
     texts, problems = texts_of(arguments.wait or [], arguments.redactor.hide)
     if problems:
         raise ConfigError(problems)
-    with open_etl(arguments, max_time=arguments.max_time) as (etl, signalled):
+    with open_etl(arguments, settings, max_time=arguments.max_time) as (etl, signalled):
         outcome = pipeline.sync_until_final(etl, texts) if texts else pipeline.sync(etl)
     return end_run(arguments, "sync", outcome, signalled)
 
@@ -116,7 +115,7 @@ def _daemon(arguments: Arguments) -> int:
     from etl import daemon
 
     # A signal is how a daemon ends: that is no failure.
-    with open_etl(arguments) as (etl, signalled):
+    with open_etl(arguments, load_settings(arguments)) as (etl, signalled):
         daemon.run(etl, version=version(), stopped_by=lambda: signalled.name)
     return EXIT_OK
 
@@ -126,7 +125,7 @@ def _backfill(arguments: Arguments) -> int:
     from etl.database import now
     from etl.errors import Interrupted
 
-    with open_etl(arguments) as (etl, signalled):
+    with open_etl(arguments, load_settings(arguments)) as (etl, signalled):
         since, until = range_of(arguments, etl.database.read(now))
         if arguments.plan:
             try:
@@ -298,7 +297,7 @@ def _forget(arguments: Arguments) -> int:
 def _replay(arguments: Arguments) -> int:
     from etl import pipeline
 
-    with open_etl(arguments) as (etl, signalled):
+    with open_etl(arguments, load_settings(arguments)) as (etl, signalled):
         outcome = pipeline.replay(etl)
     return end_run(arguments, "replay", outcome, signalled)
 

@@ -77,12 +77,13 @@ def open_database(
 
 
 @contextmanager
-def open_etl(arguments: Arguments, *, max_time: timedelta | None = None) -> Iterator[tuple[Etl, Signals]]:
+def open_etl(
+    arguments: Arguments, settings: Settings, *, max_time: timedelta | None = None
+) -> Iterator[tuple[Etl, Signals]]:
     """Everything that a long command needs; a signal or the end of `max_time` makes it stop soon."""
     from etl.pipeline import Etl, Silent
 
     _share_one_heap()
-    settings = load_settings(arguments)
     only = tuple(getattr(arguments, "account", None) or ())
     if arguments.command != "replay":
         settings.require_accounts(only)  # before anything is touched
