@@ -1,7 +1,7 @@
 -- One row a streak of FAILED executions of a check on a branch, in an environment and run location.
 -- recovered_…: of the first PASSED after it; null while the streak is open. time_to_fix_ms: recovered_at minus
--- first_failed_at, each floored to whole milliseconds. link: of the last failure. Undecided
--- and ambiguous executions do not count.
+-- first_failed_at, each floored to whole milliseconds. link: of the last failure. Undecided and ambiguous executions do
+-- not count.
 WITH streaks AS (
     SELECT
         r.check_hash,

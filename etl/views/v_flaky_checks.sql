@@ -1,6 +1,6 @@
 -- One row a check that ran in the last 30 days: three meanings of flaky, each with its sample size.
 -- retry: passed after a failed attempt, of decided. commit: passed and failed on one commit in one environment and run
--- location, of the commits that had the chance (two decided there). flip: another status than the execution before it,
+-- location, of the commits that had the chance (two decided there). flip: another verdict than the execution before it,
 -- of those that have one before (comparable; that one may be older than 30 days). ambiguous: executions that may be of
 -- another check of the same name; they are not compared, so commits and flips leave them out.
 WITH counted AS (
