@@ -16,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import inspect, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.schema import CreateTable
 
 from etl import schema
@@ -403,6 +403,28 @@ def test_a_sqlite_that_is_too_old_is_told_before_anything_is_made(
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
     with pytest.raises(ConfigError, match=r"SQLite 3\.35\.0 or newer is needed"):
         schema.migrate(empty)
+    assert names(empty) == set()
+
+
+def test_a_view_that_was_dropped_by_hand_is_made_again(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(text("DROP VIEW v_freshness"))
+    assert schema.migrate(database), "the recorded hashes alone say that it is current"
+    assert rows(database, "SELECT * FROM v_freshness") == []
+    assert not schema.migrate(database)
+
+
+def test_a_migration_that_makes_no_view_changes_nothing_and_names_it(empty: Database) -> None:
+    def lose(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        is_of_it = statement.startswith(('CREATE VIEW "v_freshness"', 'COMMENT ON VIEW "v_freshness"'))
+        return ("SELECT 1" if is_of_it else statement), parameters
+
+    event.listen(Engine, "before_cursor_execute", lose, retval=True)
+    try:
+        with pytest.raises(AssertionError, match=r"no whole schema: v_freshness$"):
+            schema.migrate(empty)
+    finally:
+        event.remove(Engine, "before_cursor_execute", lose)
     assert names(empty) == set()
 
 
